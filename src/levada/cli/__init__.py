@@ -1,0 +1,1 @@
+"""The `levada` command: one file a command group, no logic of its own."""

@@ -1,0 +1,176 @@
+"""Settings of a process, from environment variables named ``LEVADA_<BLOCK>__<SETTING>``.
+
+Credentials are never in the environment: a block names the folder of a mounted Secret and reads its files when
+they are needed, so that a rotated password is seen without a restart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ConfigError(ValueError):
+    """A setting that is missing or wrong; the message names the variable or file."""
+
+
+def read_secret(path: Path) -> str:
+    """Content of a mounted credential file.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty.
+    """
+    try:
+        value = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"credential file {path} cannot be read: {error.strerror}") from error
+    if not value:
+        raise ConfigError(f"credential file {path} is empty")
+    return value
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Block):
+    """How to reach Kafka."""
+
+    bootstrap: str
+    protocol: str = "SASL_PLAINTEXT"
+    mechanism: str = "SCRAM-SHA-512"
+    ca: Path | None = None
+    credentials: Path | None = None
+    """Folder with the files ``username`` and ``password``."""
+
+    def client(self) -> dict[str, Any]:
+        """Connection settings in librdkafka's names; holds the password, never log it."""
+        config: dict[str, Any] = {"bootstrap.servers": self.bootstrap, "security.protocol": self.protocol}
+        if self.protocol.startswith("SASL"):
+            if self.credentials is None:
+                raise ConfigError(f"LEVADA_KAFKA__CREDENTIALS is not set, {self.protocol} needs it")
+            config["sasl.mechanism"] = self.mechanism
+            config["sasl.username"] = read_secret(self.credentials / "username")
+            config["sasl.password"] = read_secret(self.credentials / "password")
+        if self.ca is not None:
+            config["ssl.ca.location"] = str(self.ca)
+        return config
+
+
+class PostgresSettings(_Block):
+    """How to reach PostgreSQL."""
+
+    host: str
+    port: int = 5432
+    sslmode: str = "prefer"
+    database: str
+    credentials: Path
+    """Folder with the files ``username`` and ``password``."""
+
+    def url(self, driver: str = "postgresql+psycopg") -> str:
+        """SQLAlchemy URL; holds the password, never log it."""
+        username = quote(read_secret(self.credentials / "username"), safe="")
+        password = quote(read_secret(self.credentials / "password"), safe="")
+        return f"{driver}://{username}:{password}@{self.host}:{self.port}/{self.database}?sslmode={self.sslmode}"
+
+
+class S3Settings(_Block):
+    """How to reach the object store."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    path_style: bool = True
+    credentials: Path | None = None
+    """Folder with the files ``access-key-id`` and ``secret-access-key``; without it the SDK's own chain is used."""
+    bucket_lake: str = "lake"
+
+    @property
+    def access_key(self) -> str | None:
+        """Access key id, or None for the SDK's own chain."""
+        return None if self.credentials is None else read_secret(self.credentials / "access-key-id")
+
+    @property
+    def secret_key(self) -> str | None:
+        """Secret access key, or None for the SDK's own chain."""
+        return None if self.credentials is None else read_secret(self.credentials / "secret-access-key")
+
+
+class MlflowSettings(_Block):
+    """How to reach the model registry."""
+
+    uri: str
+
+
+class CollectorSettings(_Block):
+    """The HTTP collector."""
+
+    port: int = 8080
+    api_keys_file: Path = Path("/etc/levada/credentials/api-keys/keys.json")
+    max_body_bytes: int = 1_048_576
+    delivery_timeout: float = 1.5
+    """Seconds that a broker has to acknowledge an event before the answer is 503."""
+    max_in_flight: int = 2000
+    """Events that may wait for an acknowledgement at once; the next one is answered 503."""
+
+
+class PredictorSettings(_Block):
+    """The predictor."""
+
+    port: int = 8080
+    poll_seconds: float = 5.0
+    """Mean time between two looks at the champion alias."""
+    max_body_bytes: int = 8_388_608
+
+
+class Settings(BaseSettings):
+    """All settings of a process; a role sets the blocks it uses."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LEVADA_", env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    pipelines: Path = Path("/etc/levada/pipelines")
+    """Folder with one file a declared pipeline."""
+    pipeline: str | None = None
+    """The pipeline of a process that serves one only."""
+    health_port: int = 8090
+    log_level: str = "INFO"
+    kafka: KafkaSettings | None = None
+    postgres: PostgresSettings | None = None
+    s3: S3Settings | None = None
+    mlflow: MlflowSettings | None = None
+    gate_key_file: Path | None = None
+    """Key that signs and verifies the gate's outcome."""
+    collector: CollectorSettings = CollectorSettings()
+    predictor: PredictorSettings = PredictorSettings()
+
+
+def settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        ConfigError: naming each environment variable that is missing or wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(
+                f"LEVADA_{'__'.join(str(part).upper() for part in problem['loc'])}: {problem['msg']}"
+                for problem in error.errors()
+            )
+        ) from error
+
+
+_T = TypeVar("_T")
+
+
+def required(block: _T | None, variable: str) -> _T:
+    """The block, or a :class:`ConfigError` that names the variable to set."""
+    if block is None:
+        raise ConfigError(f"{variable} is not set, this command needs it")
+    return block

@@ -1,0 +1,299 @@
+"""The declaration of a pipeline: one entry from which topic, sink, table, DAG, gate and predictor are derived.
+
+A pipeline is written once, in the chart's values under ``global.pipelines.<name>``. The chart renders it to
+``<name>.json``; every process reads it from there by :func:`load_pipelines`. The JSON Schema of
+:class:`Declaration` is part of the chart's own schema, so names and types are refused before a rollout; rules and
+references between fields are checked here, by ``levada check`` and by each process that starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import Field as Property
+from pydantic.alias_generators import to_camel
+
+from levada import rules
+
+FieldType = Literal["string", "long", "double", "boolean", "timestamp"]
+"""``long`` is a signed 64-bit integer, ``double`` an IEEE 754 binary64, ``timestamp`` RFC 3339 text with a zone."""
+
+_UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+Duration = Annotated[str, Property(pattern=r"^[1-9][0-9]*(ms|s|m|h|d)$", examples=["10s", "7d"])]
+"""A whole number and a unit: ms, s, m, h or d."""
+
+PIPELINE_NAME: Final = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+FIELD_NAME: Final = r"^[a-z][a-z0-9_]{0,62}$"
+
+
+class PipelineError(ValueError):
+    """A declaration that cannot be used; the message names the pipeline, the field and what to do."""
+
+
+def seconds(duration: str) -> float:
+    """Length of a :data:`Duration` in seconds."""
+    number, unit = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)", duration).groups()  # type: ignore[union-attr]
+    return int(number) * _UNIT_SECONDS[unit]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+class Field(_Model):
+    """One field of an event."""
+
+    type: FieldType
+    """Type of the field in JSON, in the lake and in the model."""
+    rule: str | None = None
+    """Boolean SQL expression that every accepted event keeps; NULL fails it."""
+    one_of: Annotated[tuple[str, ...], Property(min_length=1)] | None = None
+    """The values that a string field may have."""
+    required: bool = True
+    """Whether an event without this field, or with null in it, is refused."""
+
+    @model_validator(mode="after")
+    def _one_of_is_for_strings(self) -> Self:
+        if self.one_of is not None and self.type != "string":
+            raise ValueError(f"oneOf is for string fields, this one is a {self.type}: use a rule with IN")
+        return self
+
+
+class Topic(_Model):
+    """The Kafka topic of the pipeline's events."""
+
+    partitions: Annotated[int, Property(ge=1, le=1000)] = 3
+    """Partitions of the topic; they can be raised later, never lowered."""
+    retention: Duration = "7d"
+    """How long Kafka keeps an event, whether or not it reached the lake."""
+
+
+class Stream(_Model):
+    """The sink that carries events from the topic to the lake."""
+
+    enabled: bool = True
+    """Whether a sink runs."""
+    engine: Literal["python"] = "python"
+    """The engine of the sink."""
+    commit_every: Duration = "10s"
+    """Longest time between two commits to the lake while events come in."""
+
+
+class Lake(_Model):
+    """The Iceberg table of the pipeline."""
+
+    dedupe_window: Duration = "24h"
+    """How long after its arrival a repeated event id is recognised and dropped."""
+
+
+class Gate(_Model):
+    """What a new model must show before it serves."""
+
+    metric: Literal["accuracy"] = "accuracy"
+    """The metric that is compared, on rows that no training saw."""
+    floor: Annotated[float, Property(ge=0, le=1)] = 0.9
+    """A model below this value never serves."""
+    margin: Annotated[float, Property(ge=0, le=1)] = 0.005
+    """A challenger must beat the champion by more than this; a tie does not promote."""
+
+
+class Model(_Model):
+    """The model trained from the lake."""
+
+    enabled: bool = True
+    """Whether a training DAG exists."""
+    label: str
+    """The field that the model predicts: a string, long or boolean field."""
+    features: Annotated[tuple[str, ...], Property(min_length=1)] | None = None
+    """The fields that the model sees; by default all but the label, the key and timestamps."""
+    trainer: Annotated[str, Property(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "levada.registry.trainers:linear"
+    """``module:function`` in the trainer image that returns the untrained estimator."""
+    schedule: str = "@hourly"
+    """When training runs: a cron expression, an Airflow preset, or ``none`` for by hand only."""
+    gate: Gate = Gate()
+    """What a new model must show before it serves."""
+
+
+class Serving(_Model):
+    """The predictor of the pipeline."""
+
+    enabled: bool = True
+    """Whether a predictor runs; it needs a model."""
+    replicas: Annotated[int, Property(ge=1, le=100)] = 1
+    """Pods of the predictor."""
+
+
+class Declaration(_Model):
+    """A pipeline as it stands in values: everything but its name."""
+
+    enabled: bool = True
+    """Whether anything of the pipeline is rendered."""
+    key: str | None = None
+    """The field whose value is the Kafka key, so that equal keys keep their order; by default the event id."""
+    fields: Annotated[dict[Annotated[str, Property(pattern=FIELD_NAME)], Field], Property(min_length=1)]
+    """The fields of an event, by name; an event with any other field is refused."""
+    topic: Topic = Topic()
+    """The Kafka topic of the pipeline's events."""
+    stream: Stream = Stream()
+    """The sink that carries events from the topic to the lake."""
+    lake: Lake = Lake()
+    """The Iceberg table of the pipeline."""
+    model: Model | None = None
+    """The model trained from the lake; none without this block."""
+    serving: Serving = Serving()
+    """The predictor of the pipeline."""
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Field name → declared type, in declared order."""
+        return {name: field.type for name, field in self.fields.items()}
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        problems = [f"fields.{name}.rule {problem}" for name, problem in self._bad_rules()]
+        if self.key is not None:
+            problems += self._unknown("key", self.key)
+            if self.key in self.fields and not self.fields[self.key].required:
+                problems.append(f"key: `{self.key}` is not required; an event without it would have no key")
+        if self.model is not None:
+            problems += self._bad_model(self.model)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _bad_rules(self) -> list[tuple[str, str]]:
+        bad = []
+        for name, field in self.fields.items():
+            if field.rule is not None:
+                try:
+                    rules.parse(field.rule, self.types)
+                except rules.RuleError as error:
+                    bad.append((name, str(error)))
+        return bad
+
+    def _unknown(self, where: str, name: str) -> list[str]:
+        if name in self.fields:
+            return []
+        near = difflib.get_close_matches(name, self.fields, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"declared are {', '.join(self.fields)}"
+        return [f"{where} names the field `{name}`, which is not declared: {hint}"]
+
+    def _bad_model(self, model: Model) -> list[str]:
+        problems = self._unknown("model.label", model.label)
+        label = self.fields.get(model.label)
+        if label is not None and label.type not in ("string", "long", "boolean"):
+            problems.append(f"model.label `{model.label}` is a {label.type}; a class is a string, long or boolean")
+        for feature in model.features or ():
+            problems += self._unknown("model.features", feature)
+            if feature == model.label:
+                problems.append(f"model.features holds the label `{feature}`; take it out")
+            if feature in self.fields and self.fields[feature].type == "timestamp":
+                problems.append(f"model.features: `{feature}` is a timestamp, which no trainer takes")
+        if not problems and not self.features:
+            problems.append("model has no features: every field is the label, the key or a timestamp")
+        return problems
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The fields a model sees, in declared order; empty without a model."""
+        if self.model is None:
+            return ()
+        if self.model.features is not None:
+            return self.model.features
+        hidden = {self.model.label, self.key}
+        return tuple(name for name, field in self.fields.items() if name not in hidden and field.type != "timestamp")
+
+
+class Pipeline(Declaration):
+    """A declared pipeline with its name."""
+
+    name: Annotated[str, Property(pattern=PIPELINE_NAME)]
+    """DNS label of at most 40 characters."""
+
+    @property
+    def topic_name(self) -> str:
+        """Kafka topic of the events."""
+        return self.name
+
+    @property
+    def dead_topic(self) -> str:
+        """Kafka topic of the events that were refused after the collector."""
+        return f"{self.name}.dead"
+
+    @property
+    def table(self) -> tuple[str, str]:
+        """Iceberg namespace and table of the events."""
+        return ("events", self.name.replace("-", "_"))
+
+
+def parse_pipeline(entry: dict[str, Any], name: str) -> Pipeline:
+    """Check one declaration.
+
+    Raises:
+        PipelineError: with one line for every problem, each naming its field.
+    """
+    try:
+        return Pipeline.model_validate({"name": name, **entry})
+    except ValidationError as error:
+        raise PipelineError("\n".join(_describe(name, problem) for problem in error.errors())) from error
+
+
+def _describe(name: str, problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"pipeline {name}: {path} is not a known key: correct its spelling or take it out"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"pipeline {name}: {path}: {message}" if path else f"pipeline {name}: {message}"
+
+
+def load_pipelines(folder: Path) -> dict[str, Pipeline]:
+    """Every pipeline declared in ``folder``, by name; a file a pipeline, ``<name>.json`` or ``<name>.yaml``.
+
+    Raises:
+        PipelineError: a file that cannot be read or a declaration that cannot be used; all problems at once.
+    """
+    pipelines, problems = {}, []
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.yaml")):
+        try:
+            pipelines[path.stem] = _load(path)
+        except PipelineError as error:
+            problems.append(str(error))
+    if problems:
+        raise PipelineError("\n".join(problems))
+    return pipelines
+
+
+def load_pipeline(folder: Path, name: str) -> Pipeline:
+    """The pipeline ``name`` declared in ``folder``.
+
+    Raises:
+        PipelineError: there is none, or it cannot be used.
+    """
+    for suffix in ("json", "yaml"):
+        if (path := folder / f"{name}.{suffix}").is_file():
+            return _load(path)
+    raise PipelineError(f"pipeline {name}: not declared; declared are {', '.join(declared_names(folder)) or 'none'}")
+
+
+def declared_names(folder: Path) -> list[str]:
+    """Names of the pipelines that have a file in ``folder``, usable or not."""
+    return sorted(path.stem for path in folder.glob("*") if path.suffix in (".json", ".yaml"))
+
+
+def _load(path: Path) -> Pipeline:
+    try:
+        text = path.read_text()
+        entry = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PipelineError(f"pipeline {path.stem}: {path} cannot be read: {error}") from error
+    if not isinstance(entry, dict):
+        raise PipelineError(f"pipeline {path.stem}: {path} must hold a mapping")
+    return parse_pipeline(entry, path.stem)
