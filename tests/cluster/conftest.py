@@ -1,0 +1,184 @@
+"""One line for the whole layer: a cluster of its own name, the chart installed by a namespace's admin.
+
+Everything the tests do goes through what that admin may do and through HTTP on 127.0.0.1. Set KEEP=1 to keep the
+cluster after the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from levada import cluster as clusters
+from levada.cluster import images
+from levada.cluster.progress import Console
+from levada.line import install
+from levada.line.demo import Demo, Report, lake_state, read_rows
+from levada.line.status import read
+from levada.line.target import Target, find, ready_pods
+
+NAME = "levada-test"
+ORDER = ("cluster/", "test_install", "test_demo", "ingest", "stream", "batch", "registry", "serving",
+         "test_pipelines", "test_faults", "test_uninstall")  # fmt: skip
+"""What later tests build on comes first; what takes the line apart comes last."""
+_INSTALLER = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: levada, labels: {pod-security.kubernetes.io/enforce: restricted}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: people}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: installer, namespace: people}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: installer, namespace: levada}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}
+subjects: [{kind: ServiceAccount, name: installer, namespace: people}]
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.removeprefix("tests/cluster/")
+        return next(n for n, part in enumerate(ORDER) if path.startswith(part))
+
+    items.sort(key=place)
+
+
+@dataclass
+class Line:
+    """The installed line, as its tests see it."""
+
+    target: Target
+    admin: Target
+    """The same release with the rights of a cluster admin, for looking only."""
+    values: list[Path]
+
+    @property
+    def api_key(self) -> str:
+        """Key that the collector takes."""
+        return self.target.secret("api-key", "key")
+
+    @property
+    def collector_url(self) -> str:
+        """Base URL of the collector."""
+        return self.target.url(self.target.name("collector"), 8080)
+
+    @property
+    def mlflow_url(self) -> str:
+        """Base URL of MLflow."""
+        return self.target.url(self.target.name("mlflow"), 5000)
+
+    def predictor_url(self, pipeline: str) -> str:
+        """Base URL of a pipeline's predictor."""
+        return self.target.url(self.target.name(f"predictor-{pipeline}"), 8080)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        """Output of kubectl in the line's namespace."""
+        return self.target.kubectl(*arguments, stdin=stdin, timeout=timeout)
+
+    def exec(self, workload: str, *command: str, container: str | None = None, timeout: float = 120) -> str:
+        """Output of a command in a pod of ``deployment/<name>`` or ``statefulset/<name>``."""
+        picked = [] if container is None else ["--container", container]
+        return self.kubectl("exec", workload, *picked, "--", *command, timeout=timeout)
+
+    def demo(self, pipeline: str = "iris", data: Path | None = None) -> Report:
+        """Run the demo; raises HopError as the command does."""
+        declared = self.target.pipeline(pipeline)
+        rows = read_rows(data or install.ROOT / "examples" / pipeline / f"{pipeline}.csv", declared)
+        return Demo(self.target, declared, rows, lambda text: print(text, flush=True)).run()
+
+    def rows(self, pipeline: str) -> int:
+        """Rows in the lake table of a pipeline, as its sink tells."""
+        return lake_state(self.target, pipeline)[1]
+
+    def install(self, *more: Path) -> None:
+        """Upgrade with the layer's values and ``more`` after them."""
+        install.install(self.target, [*self.values, *more], lambda text: print(text, flush=True))
+
+    def pods(self) -> dict[str, dict[str, Any]]:
+        """The pods of long-running workloads, by name."""
+        pods = self.target.objects("pods")
+        owned = [p for p in pods if p["metadata"].get("ownerReferences", [{}])[0].get("kind") != "Job"]
+        return {p["metadata"]["name"]: p for p in owned if p["metadata"].get("ownerReferences")}
+
+    def wait_until_ready(self, timeout: float = 120) -> float:
+        """Wait until every component is ready; the seconds it took."""
+        return wait_for(lambda: read(self.target).ready and all(ready_pods([p]) for p in self.pods().values()), timeout)
+
+    def post(self, pipeline: str, **options: Any) -> httpx.Response:
+        """Post to the collector with the right key, unless ``headers`` are given."""
+        options.setdefault("headers", {"Authorization": f"Bearer {self.api_key}"})
+        return httpx.post(f"{self.collector_url}/v1/{pipeline}/events", timeout=30, **options)
+
+
+def wait_for(condition: Callable[[], Any], timeout: float) -> float:
+    """Seconds until the condition holds; fails the test after ``timeout``."""
+    started = time.monotonic()
+    while True:
+        try:
+            if condition():
+                return time.monotonic() - started
+        except Exception as error:  # a pod, a Service or the API may be away for a moment: that is what is waited for
+            last: object = error
+        else:
+            last = "the condition is false"
+        if time.monotonic() - started > timeout:
+            pytest.fail(f"not within {timeout:g} s: {last}")
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def line() -> Iterator[Line]:
+    """Bring the line up once for all tests of the layer."""
+    progress = Console()
+    own = clusters.up(NAME, progress)
+    try:
+        built = images.build(progress=progress)
+        own.import_images(built)
+        admin = find(cluster=NAME, context=None)
+        admin.kubectl("apply", "-f", "-", stdin=_INSTALLER)
+        target = replace(admin, kubeconfig=_kubeconfig(admin, own.state / "installer.kubeconfig"))
+        values = [*install.DEFAULT_VALUES, install.write_values(own.state / "images.yaml", images.values(built))]
+        made = Line(target, admin, values)
+        made.install()
+        yield made
+    finally:
+        if os.environ.get("KEEP") != "1":
+            clusters.down(NAME, progress)
+
+
+def _kubeconfig(admin: Target, path: Path) -> Path:
+    token = admin.kubectl("create", "token", "installer", "--namespace", "people", "--duration", "12h").strip()
+    assert admin.kubeconfig is not None
+    config = yaml.safe_load(admin.kubeconfig.read_text())
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def kube_config(line: Line) -> str:
+    """For pytest-helm-charts: the cluster of the line, as the namespace's admin."""
+    return str(line.target.kubeconfig)
+
+
+@pytest.fixture(scope="module")
+def cluster_type() -> str:
+    """For pytest-helm-charts: the cluster is there already."""
+    return "existing"
