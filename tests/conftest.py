@@ -6,9 +6,13 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Record `row(N)`, or `row(N, process=True)` for a unit test that runs the real process, beside the test's id."""
+    """Record each `row(N)` beside the test's id.
+
+    `row(N, process=True)` is for a unit test that runs the real process, `row(N, part="…")` for a test that shows only
+    a part of the row.
+    """
     for item in items:
         test = item.nodeid.split("[")[0]
         for mark in item.iter_markers("row"):
             level = "process" if mark.kwargs.get("process") else test.split("/")[1]
-            item.user_properties.append(("row", f"{mark.args[0]} {level} {test}"))
+            item.user_properties.append(("row", f"{mark.args[0]} {level} {test} {mark.kwargs.get('part', '')}"))

@@ -20,6 +20,7 @@ from pydantic import Field as Property
 from pydantic.alias_generators import to_camel
 
 from levada import rules
+from levada.errors import UserError
 
 FieldType = Literal["string", "long", "double", "boolean", "timestamp"]
 """``long`` is a signed 64-bit integer, ``double`` an IEEE 754 binary64, ``timestamp`` RFC 3339 text with a zone."""
@@ -32,7 +33,7 @@ PIPELINE_NAME: Final = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 FIELD_NAME: Final = r"^[a-z][a-z0-9_]{0,62}$"
 
 
-class PipelineError(ValueError):
+class PipelineError(UserError):
     """A declaration that cannot be used; the message names the pipeline, the field and what to do."""
 
 

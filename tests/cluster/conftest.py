@@ -148,7 +148,7 @@ def line() -> Iterator[Line]:
     progress = Console()
     own = clusters.up(NAME, progress)
     try:
-        built = images.build(progress=progress)
+        built = images.build(None, progress)
         own.import_images(built)
         admin = find(cluster=NAME, context=None)
         admin.kubectl("apply", "-f", "-", stdin=_INSTALLER)

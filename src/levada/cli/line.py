@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-Cluster = Annotated[str, typer.Option(help="Name of this machine's own cluster.")]
+Cluster = Annotated[str, typer.Option(envvar="LEVADA_CLUSTER", help="Name of this machine's own cluster.")]
 Context = Annotated[
     str | None, typer.Option(envvar="CONTEXT", help="Use this kube context instead of the machine's own cluster.")
 ]

@@ -9,8 +9,7 @@ import typer
 
 from levada import __version__
 from levada.cli import cluster, images, line, processes_line, processes_model
-from levada.config import ConfigError
-from levada.pipeline import PipelineError
+from levada.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -34,5 +33,5 @@ def main() -> None:
     """Entry point; an error a user can mend is one message, not a traceback."""
     try:
         app()
-    except (ConfigError, PipelineError) as error:
+    except UserError as error:
         sys.exit(f"levada: {error}")

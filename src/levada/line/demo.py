@@ -20,6 +20,8 @@ from typing import Any, Final
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from levada.line.airflow import Airflow
+from levada.line.registry import model_versions
 from levada.line.target import Endpoint, LineError, Target
 from levada.pipeline import Pipeline
 
@@ -221,77 +223,9 @@ class Demo:
         self.report.sample = f"{json.dumps(instances[0])} → {labels[0]}"
 
 
-class Airflow:
-    """What the demo needs of Airflow's REST API."""
-
-    def __init__(self, target: Target) -> None:
-        self._endpoint = target.endpoint("airflow", 8080)
-        login = {
-            "username": target.secret("airflow", "admin-username"),
-            "password": target.secret("airflow", "admin-password"),
-        }
-        answer = self._endpoint.request("POST", "/auth/token", json=login, retry_for=180)
-        if answer.status_code != 201:
-            raise LineError(f"Airflow refused to log in: {answer.status_code} {answer.text[:300]}")
-        self._headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-
-    def _call(self, method: str, path: str, **options: Any) -> Any:
-        answer = self._endpoint.request(method, f"/api/v2/dags/{path}", headers=self._headers, retry_for=120, **options)
-        if not answer.is_success:
-            raise LineError(f"Airflow answered {answer.status_code} to {method} dags/{path}: {answer.text[:300]}")
-        return answer.json()
-
-    def trigger(self, dag: str) -> str:
-        """Start a run of the DAG, waiting for the DAG to be parsed first; the run's id."""
-        run = f"demo-{uuid.uuid4().hex[:12]}"
-        self._call("GET", dag, retry_statuses=(404, 502, 503))
-        answer = self._endpoint.request(
-            "POST", f"/api/v2/dags/{dag}/dagRuns", headers=self._headers, json={"dag_run_id": run, "logical_date": None}
-        )
-        # 409: an earlier try got through although its answer was lost.
-        if answer.status_code not in (200, 201, 409):
-            raise LineError(f"Airflow did not start {dag}: {answer.status_code} {answer.text[:300]}")
-        return run
-
-    def state(self, dag: str, run: str) -> str:
-        """State of a DAG run: queued, running, success or failed."""
-        return str(self._call("GET", f"{dag}/dagRuns/{run}")["state"])
-
-    def failed_tasks(self, dag: str, run: str) -> str:
-        """The tasks of a run that are not successful, with their states."""
-        tasks = self._call("GET", f"{dag}/dagRuns/{run}/taskInstances")["task_instances"]
-        return ", ".join(f"task {task['task_id']} {task['state']}" for task in tasks if task["state"] != "success")
-
-
 def _version(predictor: Endpoint) -> str:
     answer = predictor.request("GET", "/version", retry_statuses=(502,))
     return str(answer.json()["version"]) if answer.is_success else ""
-
-
-def model_versions(target: Target, model: str) -> list[dict[str, Any]]:
-    """Versions of a registered model, newest first, ``tags`` as a mapping."""
-    query = {"filter": f"name='{model}'", "max_results": "200", "order_by": "version_number DESC"}
-    answer = _registry(target, "model-versions/search", query)
-    return [_tagged(version) for version in answer.get("model_versions", [])]
-
-
-def champion_version(target: Target, model: str) -> dict[str, Any] | None:
-    """The version that the alias ``champion`` names, ``tags`` as a mapping; None before the first promotion."""
-    answer = _registry(target, "registered-models/alias", {"name": model, "alias": "champion"})
-    return _tagged(answer["model_version"]) if "model_version" in answer else None
-
-
-def _tagged(version: dict[str, Any]) -> dict[str, Any]:
-    return {**version, "tags": {tag["key"]: tag["value"] for tag in version.get("tags", [])}}
-
-
-def _registry(target: Target, path: str, query: dict[str, str]) -> dict[str, Any]:
-    answer = target.endpoint("mlflow", 5000).request("GET", f"/api/2.0/mlflow/{path}", params=query)
-    missing = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model, no such alias
-    if not answer.is_success and answer.json().get("error_code") not in missing:
-        raise LineError(f"MLflow answered {answer.status_code}: {answer.text[:300]}")
-    body: dict[str, Any] = answer.json()
-    return body
 
 
 def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:

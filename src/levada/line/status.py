@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from levada.line.demo import champion_version
+from levada.line.registry import champion_version
 from levada.line.target import LineError, Target, ready_pods
 
 ROOMS = ("ingest", "stream", "stores", "batch", "registry", "serving", "observability")
@@ -81,7 +81,8 @@ def read(target: Target) -> Status:
         raise LineError(f"release {target.release} is not installed in namespace {target.namespace}: run `levada up`")
     pods = target.objects("pods")
     memory = _memory(target)
-    components, seen = [], set()
+    components: list[Component] = []
+    seen: set[str] = set()
     for workload in workloads:
         own = [pod for pod in pods if _selected(pod, workload)]
         seen.update(pod["metadata"]["name"] for pod in own)
@@ -167,11 +168,8 @@ def render(status: Status) -> str:
         shown, room = ("" if component.room == room else component.room), component.room
         memory = "-" if component.mebibytes is None else f"{component.mebibytes:.0f} MiB"
         ready = f"{component.ready}/{component.wanted}"
-        mark = "" if component.ready >= component.wanted else "  ← not ready"
-        lines.append(
-            f"{shown:<14}{component.name[:24]:<25}{ready:>6}{component.restarts:>10}{memory:>10}  "
-            f"{component.version[:13]}{mark}"
-        )
+        last = component.version[:13] if component.ready >= component.wanted else "← not ready"
+        lines.append(f"{shown:<14}{component.name[:24]:<25}{ready:>6}{component.restarts:>10}{memory:>10}  {last}")
     total = status.mebibytes
     lines += ["", f"{'PIPELINE':<20}{'ROWS':>10}{'LAG':>8}{'DEAD':>8}   CHAMPION"]
     for pipeline in status.pipelines:

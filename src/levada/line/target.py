@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 import httpx
 
 from levada.cluster import Cluster
+from levada.errors import UserError
 from levada.pipeline import Pipeline, parse_pipeline
 
 _TRANSIENT = (httpx.TransportError,)
 
 
-class LineError(RuntimeError):
+class LineError(UserError):
     """What went wrong on the line and what to do."""
 
 
@@ -154,11 +155,10 @@ class Target:
             [*command, "port-forward", "--address", "127.0.0.1", f"service/{service}", f":{port}"],
             env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101 (asked for above)
-        found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+        found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline() if process.stdout else "")
         if found is None:
             process.terminate()
-            raise httpx.ConnectError(process.stderr.read().strip())
+            raise httpx.ConnectError(process.communicate()[1].strip())
         return process, f"http://127.0.0.1:{found[1]}"
 
     def close(self) -> None:
@@ -173,7 +173,8 @@ def find(*, cluster: str, context: str | None, namespace: str = "levada", releas
     """The target a command means: the kube context if one is given, else this machine's cluster of that name.
 
     Raises:
-        LineError: no context is given and the cluster is not up.
+        LineError: the context's tools are missing.
+        ClusterError: no context is given and there is no such cluster.
     """
     if context:
         binaries = {tool: shutil.which(tool) for tool in ("kubectl", "helm")}
@@ -184,14 +185,12 @@ def find(*, cluster: str, context: str | None, namespace: str = "levada", releas
             Path(str(binaries["kubectl"])), Path(str(binaries["helm"])), context, namespace=namespace, release=release
         )
     own = Cluster(cluster)
-    if not own.kubeconfig.is_file():
-        raise LineError(f"cluster {cluster} is not up: run `levada cluster up --name {cluster}` or set CONTEXT")
     return Target(
         own.binary("kubectl"), own.binary("helm"), cluster, own.kubeconfig, own, namespace=namespace, release=release
     )
 
 
-def ready_pods(pods: list[Mapping[str, Any]]) -> int:
+def ready_pods(pods: Sequence[Mapping[str, Any]]) -> int:
     """How many of the pods are ready."""
     return sum(
         any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

@@ -45,7 +45,7 @@ def prepare(name: str, progress: Progress, phases: Phases, namespace: str) -> tu
     with phases.phase("cluster"):
         own = cluster.up(name, progress)
     with phases.phase("images"):
-        built = images.build(progress=progress)
+        built = images.build(None, progress)
     with phases.phase("import into the nodes"):
         own.import_images(built)
     target = find(cluster=name, context=None, namespace=namespace)
@@ -64,9 +64,9 @@ def prepare_context(
         raise LineError("CONTEXT is given without REGISTRY: say where the cluster's nodes pull the images from")
     target = find(cluster="", context=context, namespace=namespace)
     with phases.phase("images"):
-        built = images.build(progress=progress)
+        built = images.build(None, progress)
     with phases.phase(f"push to {registry}"):
-        images.push(built, registry)
+        images.push(built, registry, progress)
     values = {**images.values(built)}
     values.setdefault("global", {}).setdefault("image", {})["registry"] = registry
     return target, [install.write_values(install.ROOT / "build" / "images.yaml", values)]

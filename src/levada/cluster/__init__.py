@@ -1,0 +1,9 @@
+"""A real Kubernetes on this machine, built from source: `up` one, `Cluster` to use it, `down`."""
+
+from levada.cluster.archive import ImageArchive
+from levada.cluster.cluster import Cluster, up
+from levada.cluster.errors import ClusterError
+from levada.cluster.lifecycle import down
+from levada.cluster.progress import Console, Progress, Silent
+
+__all__ = ["Cluster", "ClusterError", "Console", "ImageArchive", "Progress", "Silent", "down", "up"]

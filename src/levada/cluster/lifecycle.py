@@ -1,0 +1,162 @@
+"""Bringing a cluster up, and taking it away."""
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from levada.cluster import addons, cgroups, containerd, control, credentials, network, node, packages, readiness
+from levada.cluster.binaries import NODE_MODULES, Binaries
+from levada.cluster.errors import ClusterError
+from levada.cluster.forwarding import Forwarding
+from levada.cluster.pki import write_kubeconfig
+from levada.cluster.plan import MAX_CLUSTERS, MAX_NODES, STATE, ClusterPlan
+from levada.cluster.progress import Progress
+from levada.cluster.shell import Kubectl, run
+
+SECONDS = 180.0
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise ClusterError("a cluster on this machine needs root: run the command again with sudo")
+
+
+def _state(name: str) -> Path:
+    return STATE / name / "cluster.json"
+
+
+def find(name: str) -> ClusterPlan | None:
+    """The plan of a cluster that was made and not taken down, whether it runs or not."""
+    _need_root()
+    path = _state(name)
+    if not path.exists():
+        return None
+    state = json.loads(path.read_text())
+    return ClusterPlan(name, state["index"], state["nodes"])
+
+
+@contextmanager
+def _locked(progress: Progress) -> Iterator[None]:
+    """Have one command at a time change clusters. The lock is on the folder itself: nothing is left behind."""
+    while True:
+        STATE.mkdir(parents=True, exist_ok=True)
+        folder = os.open(STATE, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with progress.phase("waiting for another command that is at work on a cluster"):
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+            if STATE.exists() and os.path.samestat(os.fstat(folder), STATE.stat()):
+                yield
+                return
+        finally:
+            os.close(folder)
+
+
+def _make(name: str, node_count: int) -> ClusterPlan:
+    """The cluster's plan; a new cluster gets the lowest index that is free."""
+    made = find(name)
+    if made:
+        if made.node_count != node_count:
+            raise ClusterError(f"cluster {name} has {made.node_count} node(s): take it down first to have {node_count}")
+        return made
+    taken = {json.loads(path.read_text())["index"] for path in STATE.glob("*/cluster.json")}
+    free = [index for index in range(MAX_CLUSTERS) if index not in taken]
+    if not free:
+        raise ClusterError(f"there are {MAX_CLUSTERS} clusters on this machine: take one down first")
+    plan = ClusterPlan(name, free[0], node_count)
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    _state(name).write_text(json.dumps({"index": plan.index, "nodes": plan.node_count}))
+    return plan
+
+
+def up(name: str, progress: Progress, *, node_count: int = 1) -> ClusterPlan:
+    """Have a cluster run: build what is missing, start what does not run, leave alone what does."""
+    _need_root()
+    try:
+        ClusterPlan(name)
+    except ValueError as error:
+        raise ClusterError(str(error)) from error
+    packages.ensure(packages.CLUSTER, progress)
+    programs = Binaries(progress).ensure(*NODE_MODULES)
+    with _locked(progress):
+        plan = _make(name, node_count)
+        plan.directory.chmod(0o700)
+        issued = credentials.issue(plan)
+        kubectl = Kubectl(programs["kubernetes"] / "kubectl", plan.kubeconfig)
+        with progress.phase("starting the control plane and the nodes"):
+            if not network.whole(plan):
+                cgroups.kill(plan.cgroup)
+                network.create(plan)
+            control.machine(plan, issued, programs).ensure()
+            pause = addons.full_name("pause")
+            for item in plan.nodes:
+                node.machine(plan, item, issued, programs["kubernetes"], pause).ensure()
+            port = Forwarding(plan).ensure(issued)
+            write_kubeconfig(
+                plan.kubeconfig,
+                name=plan.name,
+                server=f"https://{plan.loopback}:{port}",
+                authority=issued.authority,
+                user=issued.admin,
+            )
+            _put_images(plan, programs)
+        logs = f"see {plan.directory}/control/logs and {plan.directory}/nodes/*/logs"
+        with progress.phase("waiting for the API server"):
+            _until(lambda: kubectl("get", "--raw", "/readyz", timeout=10), logs)
+        with progress.phase("applying the addons"):
+            objects = addons.manifests(plan, issued)
+            apply = ("apply", "--server-side", "--force-conflicts", "--filename", "-")
+            _until(lambda: kubectl(*apply, stdin=objects, timeout=60), logs)
+        with progress.phase("waiting for the nodes and the addons"):
+            _until(lambda: readiness.check(plan, kubectl), logs)
+    return plan
+
+
+def _put_images(plan: ClusterPlan, programs: Mapping[str, Path]) -> None:
+    """Give every node the images of the addons."""
+    for item in plan.nodes:
+        containerd.wait(item)
+    present = [containerd.images(item) for item in plan.nodes]
+    wanted = [name for name in addons.IMAGES if not all(addons.full_name(name) in names for names in present)]
+    if wanted:
+        with tempfile.TemporaryDirectory(dir=plan.directory) as folder:
+            archives = [addons.build(name, programs, Path(folder)) for name in wanted]
+            for item in plan.nodes:
+                containerd.import_images(item, archives)
+
+
+def _until(attempt: Callable[[], object], hint: str) -> None:
+    """Try until it works; the last error after three minutes."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            attempt()
+            return
+        except ClusterError as error:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{error}\n{hint}") from error
+        time.sleep(0.7)
+
+
+def down(name: str, progress: Progress) -> None:
+    """Take a cluster away with all its data, whatever state it is in."""
+    _need_root()
+    with _locked(progress), progress.phase(f"taking down cluster {name}"):
+        plan = ClusterPlan(name, 0, MAX_NODES)
+        cgroups.kill(plan.cgroup)  # the mounts of its machines go with their processes
+        cgroups.remove(plan.cgroup)
+        network.remove(plan)
+        if plan.directory.exists():
+            run(["rm", "-rf", "--one-file-system", plan.directory], timeout=900)
+        if not list(STATE.iterdir()):
+            for path in (STATE, STATE.parent, node.CNI_STATE, *node.PRIVATE):
+                with contextlib.suppress(OSError):  # not there, or with something of somebody else's in it
+                    path.rmdir()

@@ -1,0 +1,163 @@
+"""A node: containerd, kubelet and kube-proxy on a machine of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from levada.cluster.credentials import DOMAIN, Credentials
+from levada.cluster.files import write
+from levada.cluster.machines import Machine
+from levada.cluster.plan import ClusterPlan, NodePlan
+
+CNI_PLUGINS = Path("/usr/lib/cni")
+# What containerd and kubelet keep at fixed places, whatever they are told: each node sees a folder of its own there.
+PRIVATE = (Path("/var/lib/kubelet"), Path("/var/log"))
+CNI_STATE = Path("/var/lib/cni")
+CAP_SYS_RESOURCE = 24
+
+
+def may_lower_oom_score() -> bool:
+    """Whether this machine lets us protect processes from the kernel's out-of-memory killer."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAP_SYS_RESOURCE & 1)
+
+
+def machine(plan: ClusterPlan, node: NodePlan, credentials: Credentials, kubernetes: Path, pause: str) -> Machine:
+    """The node's machine, its configuration written; `pause` is the image that holds a pod's namespaces."""
+    folder = node.directory
+    for path in (folder / "cni", folder / "volumes", *(_own(node, path) for path in PRIVATE)):
+        path.mkdir(parents=True, exist_ok=True)
+    issued = credentials.nodes[node.number]
+    containerd, kubelet, proxy = (folder / name for name in ("containerd.toml", "kubelet.yaml", "kube-proxy.yaml"))
+    write(containerd, _containerd(node, pause).encode())
+    write(folder / "cni" / "10-levada.conflist", _cni(plan, node).encode())
+    write(kubelet, yaml.safe_dump(_kubelet(plan, node, credentials)).encode())
+    write(proxy, yaml.safe_dump(_proxy(plan, node, issued.proxy)).encode())
+    return Machine(
+        name=node.name,
+        namespace=node.name,
+        cgroup=node.cgroup,
+        directory=folder,
+        programs={
+            "containerd": ["/usr/bin/containerd", "--config", containerd],
+            "kubelet": [
+                kubernetes / "kubelet",
+                f"--config={kubelet}",
+                f"--kubeconfig={issued.kubelet}",
+                f"--node-ip={node.address}",
+                f"--hostname-override={node.name}",
+                f"--root-dir={folder / 'kubelet'}",
+                f"--node-labels=topology.kubernetes.io/zone={node.zone}",
+            ],
+            "kube-proxy": [kubernetes / "kube-proxy", f"--config={proxy}"],
+        },
+        mounts=_mounts(node),
+        inputs=[containerd, kubelet, proxy, issued.kubelet, issued.proxy, issued.serving.certificate],
+    )
+
+
+def _own(node: NodePlan, path: Path) -> Path:
+    return node.directory / "root" / path.relative_to("/")
+
+
+def _mounts(node: NodePlan) -> list[list[str | Path]]:
+    """Commands that give the machine its own view of the file system."""
+    own: list[list[str | Path]] = [["mount", "--bind", _own(node, path), path] for path in PRIVATE]
+    return [
+        ["mount", "--make-rshared", "/"],  # what kubelet mounts for a pod must reach the pod
+        # a mount of its own: else the kubelet finds no file system to measure and to watch
+        ["mount", "--bind", node.directory, node.directory],
+        ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"],
+        ["mkdir", "-p", CNI_STATE, *PRIVATE],
+        # no pod outlives the machine, so no address of a pod may be remembered as taken
+        ["mount", "-t", "tmpfs", "-o", "mode=755", "cni", CNI_STATE],
+        *own,
+    ]
+
+
+def _containerd(node: NodePlan, pause: str) -> str:
+    # containerd 1.6 reads TOML; a JSON string is a TOML string
+    restrict = json.dumps(not may_lower_oom_score())
+    return f"""version = 2
+root = {json.dumps(str(node.directory / "containerd"))}
+state = "/run/containerd"
+[grpc]
+  address = {json.dumps(str(node.socket))}
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = {json.dumps(pause)}
+  restrict_oom_score_adj = {restrict}
+  tolerate_missing_hugetlb_controller = true
+  netns_mounts_under_state_dir = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = {json.dumps(str(CNI_PLUGINS))}
+    conf_dir = {json.dumps(str(node.directory / "cni"))}
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+"""
+
+
+def _cni(plan: ClusterPlan, node: NodePlan) -> str:
+    # ptp, not bridge: every packet between pods is routed, so that kube-proxy sees it without br_netfilter
+    ptp = {
+        "type": "ptp",
+        "ipMasq": False,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": str(node.pods)}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    }
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    return json.dumps({"cniVersion": "1.0.0", "name": plan.name, "plugins": [ptp, portmap]}, indent=2)
+
+
+def _kubelet(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> dict[str, Any]:
+    serving = credentials.nodes[node.number].serving
+    config: dict[str, Any] = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": str(node.address),
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(credentials.authority.pair.certificate)},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": str(serving.certificate),
+        "tlsPrivateKeyFile": str(serving.key),
+        "containerRuntimeEndpoint": f"unix://{node.socket}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{node.cgroup}",
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "clusterDNS": [str(plan.dns_service)],
+        "clusterDomain": DOMAIN,
+        "resolvConf": "/dev/null",  # no name outside the cluster can be reached, so none need resolve
+        "maxPods": 110,
+        "enforceNodeAllocatable": [],
+        # absolute: per cents of a big disk would evict with gigabytes to spare
+        "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
+        "evictionPressureTransitionPeriod": "30s",
+        "imageGCHighThresholdPercent": 100,  # images come from files: one that is collected cannot be pulled again
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "30s"},
+    }
+    if not may_lower_oom_score():
+        config["oomScoreAdj"] = 0
+    return config
+
+
+def _proxy(plan: ClusterPlan, node: NodePlan, kubeconfig: Path) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clientConnection": {"kubeconfig": str(kubeconfig)},
+        "clusterCIDR": str(plan.pods),
+        "hostnameOverride": node.name,
+        "conntrack": {"maxPerCore": 0},
+        "healthzBindAddress": "127.0.0.1:10256",
+        "metricsBindAddress": "127.0.0.1:10249",
+    } | ({} if may_lower_oom_score() else {"oomScoreAdj": 0})

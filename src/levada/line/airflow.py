@@ -1,0 +1,50 @@
+"""What the line needs of Airflow's REST API."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from levada.line.target import LineError, Target
+
+
+class Airflow:
+    """A session with the API of the line's Airflow."""
+
+    def __init__(self, target: Target) -> None:
+        self._endpoint = target.endpoint("airflow", 8080)
+        login = {
+            "username": target.secret("airflow", "admin-username"),
+            "password": target.secret("airflow", "admin-password"),
+        }
+        answer = self._endpoint.request("POST", "/auth/token", json=login, retry_for=180)
+        if answer.status_code != 201:
+            raise LineError(f"Airflow refused to log in: {answer.status_code} {answer.text[:300]}")
+        self._headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        answer = self._endpoint.request(method, f"/api/v2/dags/{path}", headers=self._headers, retry_for=120, **options)
+        if not answer.is_success:
+            raise LineError(f"Airflow answered {answer.status_code} to {method} dags/{path}: {answer.text[:300]}")
+        return answer.json()
+
+    def trigger(self, dag: str) -> str:
+        """Start a run of the DAG, waiting for the DAG to be parsed first; the run's id."""
+        run = f"demo-{uuid.uuid4().hex[:12]}"
+        self._call("GET", dag, retry_statuses=(404, 502, 503))
+        answer = self._endpoint.request(
+            "POST", f"/api/v2/dags/{dag}/dagRuns", headers=self._headers, json={"dag_run_id": run, "logical_date": None}
+        )
+        # 409: an earlier try got through although its answer was lost.
+        if answer.status_code not in (200, 201, 409):
+            raise LineError(f"Airflow did not start {dag}: {answer.status_code} {answer.text[:300]}")
+        return run
+
+    def state(self, dag: str, run: str) -> str:
+        """State of a DAG run: queued, running, success or failed."""
+        return str(self._call("GET", f"{dag}/dagRuns/{run}")["state"])
+
+    def failed_tasks(self, dag: str, run: str) -> str:
+        """The tasks of a run that are not successful, with their states."""
+        tasks = self._call("GET", f"{dag}/dagRuns/{run}/taskInstances")["task_instances"]
+        return ", ".join(f"task {task['task_id']} {task['state']}" for task in tasks if task["state"] != "success")
