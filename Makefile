@@ -3,7 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTEST_ARGS ?=
 LEVADA := .venv/bin/levada
-PYTEST := .venv/bin/python -m pytest $(PYTEST_ARGS)
+PYTEST = .venv/bin/python -m pytest $(PYTEST_ARGS) --junit-xml=build/reports/$@.xml
 
 ##@ The line
 up: .venv ## Build what is missing, start a cluster, install the line, run the demo (CONTEXT=… REGISTRY=… use yours)
@@ -22,7 +22,7 @@ chart: .venv ## Every values combination rendered and checked
 cluster: .venv ## The line on a real cluster of its own name, driven from outside (KEEP=1 keeps it)
 	$(PYTEST) tests/cluster
 bench: .venv ## Figures as ratios against peers and floors in the same run; never part of the tests
-	$(PYTEST) -s tests/bench
+	.venv/bin/python -m pytest -s tests/bench
 
 ##@ Upkeep
 generate: .venv ## Write again what is generated: values schema, reference pages, claims

@@ -1,0 +1,207 @@
+"""The chart renders exactly these objects, with exactly these rights."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from .cases import EXTERNAL, KNOBS, feature
+from .policy import Pod, pods, sources
+from .render import Manifest, Release, render
+
+DEFAULTS = """
+ConfigMap: airflow credentials kafka mlflow pipelines postgres prometheus trainer
+CronJob: stores topics
+Deployment: airflow-api airflow-dag-processor airflow-scheduler collector mlflow
+Job: airflow-migrate credentials mlflow-migrate stores topics
+Pod: test
+Role: airflow-scheduler credentials prometheus
+RoleBinding: airflow-scheduler credentials prometheus
+Service: airflow collector kafka kafka-brokers mlflow postgres prometheus s3
+ServiceAccount: airflow-api airflow-dag-processor airflow-migrate airflow-scheduler collector credentials kafka
+  mlflow mlflow-migrate postgres predictor prometheus s3 sink stores topics trainer
+StatefulSet: kafka postgres prometheus s3
+"""
+# What a pipeline with a model adds.
+PIPELINE = """
+Deployment: predictor-plants sink-plants
+Service: predictor-plants
+"""
+
+
+def listed(text: str) -> set[str]:
+    """Kind and name of each object in a list such as those above."""
+    lines = text.replace("\n  ", " ").split("\n")
+    return {f"{kind} {name}" for kind, _, names in (line.partition(":") for line in lines) for name in names.split()}
+
+
+def rendered(release: Release) -> set[str]:
+    """Kind and name of each object, without the release's name and the hash of a Job."""
+    return {f"{each['kind']} {_name(each)}" for each in release.objects}
+
+
+def _name(manifest: Manifest) -> str:
+    name = str(manifest["metadata"]["name"]).removeprefix("levada-")
+    return re.sub(r"-[0-9a-f]{10}$", "", name) if manifest["kind"] == "Job" else name
+
+
+def test_the_defaults_render_exactly_these_objects() -> None:
+    assert rendered(render()) == listed(DEFAULTS)
+
+
+def test_a_pipeline_adds_exactly_these_objects() -> None:
+    assert rendered(feature("a pipeline")) - rendered(render()) == listed(PIPELINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("pipeline off", PIPELINE),
+        ("sink off", "Deployment: sink-plants"),
+        ("predictor off", "Deployment: predictor-plants\nService: predictor-plants"),
+        ("model off", ""),  # no more training; what was promoted is still served
+        ("external kafka", "ConfigMap: kafka\nService: kafka kafka-brokers\nServiceAccount: kafka\nStatefulSet: kafka"),
+        ("external s3", "Service: s3\nServiceAccount: s3\nStatefulSet: s3"),
+        (
+            "external postgres",
+            "ConfigMap: postgres\nService: postgres\nServiceAccount: postgres\nStatefulSet: postgres",
+        ),
+        (
+            "external mlflow",
+            "ConfigMap: mlflow\nDeployment: mlflow\nJob: mlflow-migrate\nService: mlflow\n"
+            "ServiceAccount: mlflow mlflow-migrate",
+        ),
+        (
+            "no credentials Job",
+            "ConfigMap: credentials\nJob: credentials\nRole: credentials\nRoleBinding: credentials\n"
+            "ServiceAccount: credentials",
+        ),
+    ],
+)
+def test_switching_something_off_takes_exactly_this_away(name: str, gone: str) -> None:
+    assert rendered(feature("a pipeline")) - rendered(feature(name)) == listed(gone)
+    assert rendered(feature(name)) - rendered(feature("a pipeline")) == set()
+
+
+@pytest.mark.row(63, part="the roles")
+def test_roles_grant_exactly_this() -> None:
+    release = feature("a pipeline")
+    granted = {_name(role): _rules(role) for role in release.kind("Role")}
+    spec = json.loads(release.find("ConfigMap", "levada-credentials")["data"]["spec.json"])
+    assert granted == {
+        # Follows the pods of training tasks.
+        "airflow-scheduler": {
+            "pods: create, delete, get, list, patch, watch",
+            "pods/log: get",
+            "events: get, list, watch",
+        },
+        # Cannot read a Secret that it does not make.
+        "credentials": {"secrets: create", f"secrets ({', '.join(sorted(spec))}): get, patch"},
+        "prometheus": {"pods: get, list, watch"},
+    }
+
+
+@pytest.mark.row(63, part="the roles")
+def test_each_role_is_granted_to_the_one_account_of_its_name() -> None:
+    release = feature("a pipeline")
+    assert len(release.kind("RoleBinding")) == len(release.kind("Role"))
+    for binding in release.kind("RoleBinding"):
+        name = binding["metadata"]["name"]
+        assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "levada"}]
+
+
+def _rules(role: Manifest) -> set[str]:
+    found = set()
+    for rule in role["rules"]:
+        assert rule["apiGroups"] == [""]
+        names = f" ({', '.join(sorted(rule['resourceNames']))})" if "resourceNames" in rule else ""
+        found |= {f"{resource}{names}: {', '.join(sorted(rule['verbs']))}" for resource in rule["resources"]}
+    return found
+
+
+def test_no_account_is_shared_but_among_the_pods_of_one_part() -> None:
+    users: dict[str, set[str]] = {}
+    for pod in pods(feature("two pipelines")):
+        users.setdefault(pod.spec["serviceAccountName"], set()).add(pod.component)
+    assert {account: parts for account, parts in users.items() if len(parts) > 1} == {}
+
+
+def test_every_workload_takes_every_knob() -> None:
+    for pod in pods(feature("knobs")):
+        if pod.component == "test":  # helm test's own
+            continue
+        for key in ("nodeSelector", "tolerations", "affinity"):
+            assert pod.spec[key] == KNOBS[key], f"{pod}: {key}"
+        for key in ("annotations", "labels"):
+            assert KNOBS[key].items() <= pod.metadata[key].items(), f"{pod}: {key}"
+        main = pod.spec["containers"][0]
+        env = {variable["name"]: variable.get("value") for variable in main["env"]}
+        assert KNOBS["extraEnv"].items() <= env.items(), f"{pod}: extraEnv"
+        assert {"name": "extra-mine", "mountPath": "/mine"} in main["volumeMounts"], f"{pod}: extraVolumes"
+        account = feature("knobs").find("ServiceAccount", pod.spec["serviceAccountName"])
+        assert account["metadata"]["annotations"] == KNOBS["serviceAccount"]["annotations"], f"{pod}: serviceAccount"
+
+
+@pytest.mark.parametrize("way", ["ingress", "routes"])
+def test_every_user_facing_service_takes_a_way_in(way: str) -> None:
+    release = feature(way)
+    hosts: dict[str, str] = {}
+    for route in release.kind("Ingress", "HTTPRoute"):
+        spec = route["spec"]
+        if route["kind"] == "Ingress":
+            (host,) = (entry["host"] for entry in spec["rules"])
+            assert spec["tls"] == [{"hosts": [host], "secretName": "certificate"}]
+            assert spec["ingressClassName"] == "web"
+        else:
+            (host,) = spec["hostnames"]
+            assert spec["parentRefs"] == [{"name": "web", "namespace": "edge", "sectionName": "https"}]
+        hosts[_name(route)] = host
+    everything = dict.fromkeys(("airflow", "collector", "mlflow", "prometheus"), "example.com")
+    assert hosts == {**everything, "predictor-plants": "plants.example.com"}
+
+
+def test_an_external_dependency_reaches_all_who_need_it() -> None:
+    release = feature("everything external")
+    assert {each["metadata"]["name"] for each in release.kind("StatefulSet")} == {"levada-prometheus"}
+    text = release.text
+    for bundled in ("levada-kafka", "levada-postgres:", "levada-postgres ", "levada-s3", "http://levada-mlflow"):
+        assert bundled not in text, bundled
+    for pod in pods(release):
+        env = variables(pod)
+        for name, value in {
+            "LEVADA_KAFKA__BOOTSTRAP": EXTERNAL["kafka"]["bootstrap"],
+            "LEVADA_KAFKA__PROTOCOL": "SASL_SSL",
+            "LEVADA_POSTGRES__HOST": "db.example.com",
+            "LEVADA_POSTGRES__SSLMODE": "verify-full",
+            "LEVADA_S3__REGION": "ap-northeast-2",
+            "LEVADA_S3__PATH_STYLE": "false",
+            "LEVADA_MLFLOW__URI": "https://mlflow.example.com",
+        }.items():
+            assert env.get(name, value) == value, f"{pod}: {name}"
+        # Without keys the SDK finds a role by itself.
+        assert not env.keys() & {"LEVADA_S3__ENDPOINT", "LEVADA_S3__CREDENTIALS"}, str(pod)
+
+
+def variables(pod: Pod) -> dict[str, Any]:
+    """Environment of all containers of a pod, where it is given as text."""
+    return {each["name"]: each["value"] for one in pod.containers for each in one.get("env", ()) if "value" in each}
+
+
+def test_given_secrets_are_used_and_none_is_made() -> None:
+    release = feature("own secrets")
+    assert "Job credentials" not in rendered(release)
+    read = {name for pod in pods(release) for kind, name, _ in sources(pod) if kind == "secret"}
+    assert read == {"made-before"}
+
+
+def test_secrets_that_are_not_given_are_made() -> None:
+    release = feature("a pipeline")
+    spec = json.loads(release.find("ConfigMap", "levada-credentials")["data"]["spec.json"])
+    read = {name for pod in pods(release) for kind, name, _ in sources(pod) if kind == "secret"}
+    assert read <= spec.keys()
+    # The clear key is for the clients.
+    assert spec.keys() - read <= {"levada-api-key", "levada-kafka-metrics"}

@@ -1,0 +1,1 @@
+"""The values' models, and what is generated from them."""
