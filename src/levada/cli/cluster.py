@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="A real Kubernetes on this machine, built from source. Needs root.")
 
-Name = Annotated[str, typer.Option(help="Name of the cluster; several can run side by side.")]
+Name = Annotated[str, typer.Option(envvar="LEVADA_CLUSTER", help="Name of the cluster; several can run side by side.")]
 
 
 @app.command()
@@ -20,8 +17,7 @@ def up(name: Name = "levada") -> None:
     from levada.cluster import Console
     from levada.cluster import up as start
 
-    with _messages():
-        cluster = start(name, Console())
+    cluster = start(name, Console())
     typer.echo(f"cluster {name} is ready: export KUBECONFIG={cluster.kubeconfig}")
 
 
@@ -31,8 +27,7 @@ def down(name: Name = "levada") -> None:
     from levada.cluster import Console
     from levada.cluster import down as stop
 
-    with _messages():
-        stop(name, Console())
+    stop(name, Console())
 
 
 @app.command()
@@ -40,9 +35,8 @@ def status(name: Name = "levada") -> None:
     """Show what runs, and whether the nodes are ready; exit code 1 if something is not."""
     from levada.cluster import Cluster
 
-    with _messages():
-        cluster = Cluster(name)
-        seen = cluster.status()
+    cluster = Cluster(name)
+    seen = cluster.status()
     typer.echo(f"{'PROGRAM':<26}{'MACHINE':<32}{'PID':>7}{'MEMORY':>9}{'AGE':>6}")
     for part in seen.parts:
         if part.running:
@@ -70,8 +64,7 @@ def kubeconfig(name: Name = "levada") -> None:
     """Print the path of the administrator's kubeconfig, as in: export KUBECONFIG=$(levada cluster kubeconfig)."""
     from levada.cluster import Cluster
 
-    with _messages():
-        typer.echo(Cluster(name).kubeconfig)
+    typer.echo(Cluster(name).kubeconfig)
 
 
 @app.command()
@@ -84,19 +77,7 @@ def forward(
     """Have a port of 127.0.0.1 lead to a Service from now on, and print it."""
     from levada.cluster import Cluster
 
-    with _messages():
-        typer.echo(f"127.0.0.1:{Cluster(name).forward(namespace, service, port)}")
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    """An error a user can mend is one message, not a traceback."""
-    from levada.cluster import ClusterError
-
-    try:
-        yield
-    except ClusterError as error:
-        sys.exit(f"levada: {error}")
+    typer.echo(f"127.0.0.1:{Cluster(name).forward(namespace, service, port)}")
 
 
 def _age(seconds: float) -> str:

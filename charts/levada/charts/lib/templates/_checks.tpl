@@ -1,0 +1,127 @@
+{{/*
+Combinations of values that a schema cannot refuse. Each check takes the umbrella's context and prints a message, or nothing.
+The rooms' values may be missing: Helm takes them away with a room that is switched off.
+*/}}
+
+{{/* All messages, one a line. */}}
+{{- define "lib.checks" -}}
+{{- $messages := list -}}
+{{- range list "kafka" "postgres" "s3" "mlflow" "prometheus" "credentials" "routes" -}}
+{{- $messages = append $messages (include (printf "lib.checks.%s" .) $ | trim) -}}
+{{- end -}}
+{{- without $messages "" | join "\n" -}}
+{{- end -}}
+
+{{- define "lib.checks.kafka" -}}
+{{- $kafka := .Values.global.kafka -}}
+{{- $ingest := .Values.ingest | default dict -}}
+{{- $stream := .Values.stream | default dict -}}
+{{- $collects := and $ingest.enabled ($ingest.collector | default dict).enabled -}}
+{{- $sinks := and $stream.enabled ($stream.sink | default dict).enabled -}}
+{{- $topics := and $ingest.enabled ($ingest.topics | default dict).enabled -}}
+{{- if $kafka.external -}}
+{{- if not $kafka.bootstrap }}
+global.kafka.bootstrap is empty: an external Kafka needs its addresses, host:port,host:port
+{{- end -}}
+{{- range $user, $used := dict "admin" $topics "collector" (or $collects $topics) "sink" (or $sinks $topics) "metrics" $topics -}}
+{{- if and $used (not (get $kafka.users $user).existingSecret) }}
+global.kafka.users.{{ $user }}.existingSecret is empty: an external Kafka needs a Secret with username and password there
+{{- end -}}
+{{- end -}}
+{{- else if and (or $collects $sinks) (not (and $ingest.enabled ($ingest.kafka | default dict).enabled)) }}
+ingest.kafka is switched off: describe another Kafka in global.kafka with external: true
+{{- end -}}
+{{- end -}}
+
+{{- define "lib.checks.postgres" -}}
+{{- $postgres := .Values.global.postgres -}}
+{{- $stores := .Values.stores | default dict -}}
+{{- $batch := .Values.batch | default dict -}}
+{{- $registry := .Values.registry | default dict -}}
+{{- $stream := .Values.stream | default dict -}}
+{{- $airflow := and $batch.enabled ($batch.airflow | default dict).enabled -}}
+{{- $mlflow := and $registry.enabled ($registry.mlflow | default dict).enabled (not .Values.global.mlflow.external) -}}
+{{- $lake := or $airflow (and $stream.enabled ($stream.sink | default dict).enabled) -}}
+{{- if $postgres.external -}}
+{{- if not $postgres.host }}
+global.postgres.host is empty: an external PostgreSQL needs its address
+{{- end -}}
+{{- range $role, $used := dict "airflow" $airflow "mlflow" $mlflow "lake" $lake -}}
+{{- if and $used (not $postgres.admin.existingSecret) (not (get $postgres.databases $role).existingSecret) }}
+global.postgres.databases.{{ $role }}.existingSecret is empty: give the database's owner there, or an admin who can make it in global.postgres.admin.existingSecret
+{{- end -}}
+{{- end -}}
+{{- else if and (or $airflow $mlflow $lake) (not (and $stores.enabled ($stores.postgres | default dict).enabled)) }}
+stores.postgres is switched off: describe another PostgreSQL in global.postgres with external: true
+{{- end -}}
+{{- end -}}
+
+{{- define "lib.checks.s3" -}}
+{{- $stores := .Values.stores | default dict -}}
+{{- if and (not .Values.global.s3.external) (not (and $stores.enabled ($stores.s3 | default dict).enabled)) }}
+{{- $needed := list -}}
+{{- range $room, $part := dict "stream" "sink" "batch" "airflow" "registry" "mlflow" -}}
+{{- $values := get $.Values $room | default dict -}}
+{{- if and $values.enabled (get $values $part | default dict).enabled }}{{ $needed = append $needed $room }}{{ end -}}
+{{- end -}}
+{{- if $needed }}
+stores.s3 is switched off: describe another S3 store in global.s3 with external: true
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "lib.checks.mlflow" -}}
+{{- $registry := .Values.registry | default dict -}}
+{{- $batch := .Values.batch | default dict -}}
+{{- $serving := .Values.serving | default dict -}}
+{{- if .Values.global.mlflow.external -}}
+{{- if not .Values.global.mlflow.uri }}
+global.mlflow.uri is empty: an external MLflow needs its address
+{{- end -}}
+{{- else if not (and $registry.enabled ($registry.mlflow | default dict).enabled) -}}
+{{- if or (and $batch.enabled ($batch.airflow | default dict).enabled) (and $serving.enabled ($serving.predictor | default dict).enabled) }}
+registry.mlflow is switched off: describe another MLflow in global.mlflow with external: true
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "lib.checks.prometheus" -}}
+{{- $observability := .Values.observability | default dict -}}
+{{- $airflow := (.Values.batch | default dict).airflow | default dict -}}
+{{- if .Values.global.prometheus.external -}}
+{{- if not .Values.global.prometheus.url }}
+global.prometheus.url is empty: an external Prometheus needs its address
+{{- end -}}
+{{- else if and $airflow.enabled ($airflow.metrics | default dict).enabled (not (and $observability.enabled ($observability.prometheus | default dict).enabled)) }}
+observability.prometheus is switched off: set batch.airflow.metrics.enabled to false, or describe another Prometheus in global.prometheus with external: true
+{{- end -}}
+{{- end -}}
+
+{{- define "lib.checks.credentials" -}}
+{{- if and (not .Values.credentials.enabled) (include "levada.credentials.spec" . | fromJson) }}
+credentials is switched off, but these Secrets are left to it: {{ include "levada.credentials.spec" . | fromJson | keys | sortAlpha | join ", " }}: give an existingSecret for each
+{{- end -}}
+{{- end -}}
+
+{{- define "lib.checks.routes" -}}
+{{- $airflow := (.Values.batch | default dict).airflow | default dict -}}
+{{- $parts := dict
+      "ingest.collector" ((.Values.ingest | default dict).collector)
+      "serving.predictor" ((.Values.serving | default dict).predictor)
+      "batch.airflow.api" $airflow.api
+      "registry.mlflow" ((.Values.registry | default dict).mlflow)
+      "observability.prometheus" ((.Values.observability | default dict).prometheus) -}}
+{{- range $name, $part := $parts -}}
+{{- with $part -}}
+{{- if and .ingress .ingress.enabled (not .ingress.host) }}
+{{ $name }}.ingress.host is empty
+{{- end -}}
+{{- if and .httpRoute .httpRoute.enabled (not .httpRoute.host) }}
+{{ $name }}.httpRoute.host is empty
+{{- end -}}
+{{- if and .httpRoute .httpRoute.enabled (not .httpRoute.gateway.name) }}
+{{ $name }}.httpRoute.gateway.name is empty
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

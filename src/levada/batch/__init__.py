@@ -1,0 +1,8 @@
+"""Training schedules: an Airflow DAG a pipeline, made from its declaration."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SKIP_EXIT_CODE: Final = 75
+"""A pod that exits so found nothing to do yet: its task is skipped, neither failed nor tried again."""

@@ -1,0 +1,110 @@
+"""Airflow DAGs, one a declared pipeline that has a model.
+
+Airflow keeps one import error a *file*, and a file with an error loses all its DAGs. So the image has two DAG
+files: ``levada.py`` calls :func:`build`, which passes over a broken declaration, and ``levada_errors.py`` calls
+:func:`check`, which has no DAGs and raises for the broken ones. The error shows in Airflow's UI with the pipeline's
+name while all other pipelines go on.
+
+Parsing reads the pipelines folder and nothing else. The dag-processor parses again by itself every half minute, so
+a changed declaration needs no restart.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk import DAG
+from kubernetes.client import V1EnvVar
+
+from levada.batch import SKIP_EXIT_CODE
+from levada.config import settings
+from levada.pipeline import Pipeline, PipelineError, declared_names, load_pipeline
+
+POD_TEMPLATE: Final = Path("/etc/levada/trainer/pod.yaml")
+"""Pod of a training: image, resources, credentials and security come from the chart."""
+
+
+def build(folder: Path | None = None) -> dict[str, DAG]:
+    """The DAGs of all usable pipelines, by the name of a variable for each.
+
+    Args:
+        folder: the pipelines folder; by default the one in the settings.
+    """
+    return {dag.dag_id.replace("-", "_"): dag for dag in _read(folder)[0]}
+
+
+def check(folder: Path | None = None) -> None:
+    """Raise for the pipelines that :func:`build` passed over.
+
+    Raises:
+        PipelineError: naming each of them and what to do.
+    """
+    if problems := _read(folder)[1]:
+        raise PipelineError("\n".join(problems))
+
+
+def _read(folder: Path | None) -> tuple[list[DAG], list[str]]:
+    folder = folder if folder is not None else settings().pipelines
+    dags, problems = [], []
+    for name in declared_names(folder):
+        try:
+            pipeline = load_pipeline(folder, name)
+            if pipeline.enabled and pipeline.model is not None and pipeline.model.enabled:
+                dags.append(_training(pipeline, pipeline.model.schedule))
+        except PipelineError as error:
+            problems.append(str(error))
+    return dags, problems
+
+
+def _training(pipeline: Pipeline, schedule: str) -> DAG:
+    try:
+        dag = DAG(
+            dag_id=f"{pipeline.name}-train",
+            description=f"Train {pipeline.name} from the lake, judge the model, promote it if it earned that",
+            schedule=None if schedule == "none" else schedule,
+            catchup=False,
+            max_active_runs=1,
+            is_paused_upon_creation=False,
+            tags=["levada"],
+            default_args={
+                "owner": "levada",
+                "retries": 2,
+                "retry_delay": timedelta(seconds=20),
+                "retry_exponential_backoff": 3,
+                "max_retry_delay": timedelta(minutes=10),
+            },
+        )
+        dag.validate()
+    except Exception as error:  # each kind of schedule has an exception of its own
+        raise PipelineError(
+            f"pipeline {pipeline.name}: model.schedule `{schedule}` is no schedule: {error}; "
+            "write a cron expression, a preset such as @hourly, or none"
+        ) from error
+    train = _pod(dag, pipeline, "train", timedelta(hours=2))
+    train >> _pod(dag, pipeline, "promote", timedelta(minutes=15))
+    return dag
+
+
+def _pod(dag: DAG, pipeline: Pipeline, command: str, limit: timedelta) -> Any:
+    return KubernetesPodOperator(
+        dag=dag,
+        task_id=command,
+        name=f"{pipeline.name}-{command}",
+        pod_template_file=str(POD_TEMPLATE),
+        cmds=["levada"],
+        arguments=[command, "--run", "{{ run_id }}"],
+        env_vars=[V1EnvVar(name="LEVADA_PIPELINE", value=pipeline.name)],
+        labels={"levada.io/pipeline": pipeline.name},
+        in_cluster=True,
+        deferrable=False,
+        get_logs=True,
+        log_events_on_failure=True,
+        startup_timeout_seconds=300,
+        execution_timeout=limit,
+        skip_on_exit_code=SKIP_EXIT_CODE,
+        # A failed pod stays, so that it can be looked at.
+        on_finish_action="delete_succeeded_pod",
+    )

@@ -1,0 +1,1 @@
+"""Training, the gate and the model registry (MLflow)."""

@@ -1,0 +1,11 @@
+"""Why a training or a gate stops."""
+
+from __future__ import annotations
+
+
+class TrainingError(ValueError):
+    """Training or the gate cannot go on; the message says why and what to do."""
+
+
+class NotEnoughData(TrainingError):
+    """There is not yet enough in the lake to train on: nothing is wrong, a later run may do."""

@@ -1,0 +1,1 @@
+"""The predictor: HTTP answers from the champion, swapped while it runs."""

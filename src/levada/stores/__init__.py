@@ -1,0 +1,1 @@
+"""The stores room: databases, roles, buckets and credentials, made once and kept."""

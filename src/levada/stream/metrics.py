@@ -1,0 +1,34 @@
+"""What a sink tells Prometheus."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 43200, 172800)
+
+ROWS = Counter("levada_sink_rows", "Events committed to the lake.", ["pipeline"])
+COMMITS = Counter("levada_sink_commits", "Commits to the lake.", ["pipeline"])
+COMMIT_SECONDS = Histogram("levada_sink_commit_seconds", "Time a commit takes.", ["pipeline"])
+TABLE_ROWS = Gauge("levada_lake_rows", "Rows in the table.", ["pipeline"])
+COMMITTED = Gauge(
+    "levada_sink_committed_offset", "Next offset to read, as the table has it.", ["pipeline", "partition"]
+)
+DEAD_LETTERS = Counter("levada_sink_dead_letters", "Events sent to the dead-letter topic.", ["pipeline", "rule"])
+DUPLICATES = Counter("levada_sink_duplicates", "Events dropped because their id was seen before.", ["pipeline"])
+LAG = Gauge("levada_sink_lag", "Events in Kafka that are not in the lake yet.", ["pipeline", "partition"])
+FRESHNESS = Histogram(
+    "levada_sink_freshness_seconds",
+    "From the time of the oldest event of a commit to its commit.",
+    ["pipeline"],
+    buckets=_SECONDS,
+)
+NEWEST_EVENT = Gauge("levada_sink_newest_event_timestamp_seconds", "Time of the newest event committed.", ["pipeline"])
+SKIPPED = Counter(
+    "levada_sink_skipped_offsets", "Offsets that Kafka had deleted before the sink read them.", ["pipeline"]
+)
+FAILURES = Counter("levada_sink_failures", "Times that the sink started over.", ["pipeline", "error"])
+NEEDS_OPERATOR = Gauge(
+    "levada_sink_needs_operator", "1 while the sink stands still until somebody decides.", ["pipeline", "state"]
+)

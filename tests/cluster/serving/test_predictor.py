@@ -1,0 +1,141 @@
+"""The predictor on the cluster: the same answers as the logged model, and no failed request when it changes."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Line
+    from tests.cluster.serving.conftest import InTrainer
+
+SERVED_WITHIN = 15.0
+"""Seconds from the alias to the first answer: a poll every 5 s ± 20 %, loading, and what a busy machine adds."""
+_HERE = """
+import json, time
+from levada.config import settings
+from levada.pipeline import load_pipeline
+from levada.registry import tracking
+here = settings()
+pipeline = load_pipeline(here.pipelines, here.pipeline)
+tracking.connect(here)
+"""
+
+
+def instances() -> list[dict[str, float]]:
+    """The features of the 150 rows, as they are in the file."""
+    path = Path(__file__).parents[3] / "examples" / "iris" / "iris.csv"
+    with path.open() as file:
+        return [{name: float(text) for name, text in row.items() if name != "species"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.row(43)
+def test_served_predictions_are_those_of_the_logged_model(line: Line, in_trainer: InTrainer) -> None:
+    rows = instances()
+    answer = httpx.post(f"{line.predictor_url('iris')}/predict", json={"instances": rows}, timeout=30)
+    served = answer.raise_for_status().json()
+    version = served["model"]["version"]
+    offline = in_trainer(
+        _HERE
+        + f"""
+import mlflow, pandas as pd
+model = mlflow.sklearn.load_model("models:/iris/{version}")
+frame = pd.DataFrame(json.loads('{json.dumps(rows)}'))
+run = mlflow.MlflowClient().get_run(mlflow.MlflowClient().get_model_version("iris", "{version}").run_id)
+print(json.dumps({{
+    "labels": model.predict(frame).tolist(), "scores": model.predict_proba(frame).tolist(),
+    "classes": model.classes_.tolist(), "accuracy": run.data.metrics["accuracy"],
+}}))
+"""
+    )
+    assert [prediction["label"] for prediction in served["predictions"]] == offline["labels"]
+    for prediction, expected in zip(served["predictions"], offline["scores"], strict=True):
+        scores = [prediction["scores"][label] for label in offline["classes"]]
+        assert scores == pytest.approx(expected, abs=1e-5)
+    assert offline["accuracy"] >= 0.93
+
+
+@pytest.mark.row(52)
+def test_a_promoted_model_is_served_soon_and_no_request_fails(line: Line, in_trainer: InTrainer) -> None:
+    address = urlsplit(line.predictor_url("iris"))
+    stop = threading.Event()
+    answers: list[tuple[float, int, str]] = []
+    failures: list[str] = []
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+        body = json.dumps({"instances": instances()[:5]})
+        while not stop.is_set():
+            try:
+                connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+                answers.append((time.time(), response.status, answer["model"]["version"]))
+            except Exception as error:
+                failures.append(repr(error))
+                connection.close()
+            time.sleep(0.02)
+
+    clients = [threading.Thread(target=client) for _ in range(2)]
+    for thread in clients:
+        thread.start()
+    try:
+        # The same data cannot lead the champion, so the test decides in the gate's place; all else is real.
+        promoted: dict[str, Any] = in_trainer(
+            _HERE
+            + """
+from levada.registry import gate, promote, train
+gate.decide = lambda *_: gate.Outcome("promoted", "a test wants to see the swap")
+run = f"test-{time.time():.0f}"
+version = train.train(here, pipeline, run)
+promote.promote(here, pipeline, run)
+print(json.dumps({"version": version, "at": time.time()}))
+"""
+        )
+        deadline = time.monotonic() + 2 * SERVED_WITHIN
+        while answers[-1][2] != promoted["version"] and time.monotonic() < deadline:
+            time.sleep(0.2)
+    finally:
+        stop.set()
+        for thread in clients:
+            thread.join()
+    assert failures == []
+    assert {status for _, status, _ in answers} == {200}
+    first = min(at for at, _, version in answers if version == promoted["version"])
+    print(f"served {first - promoted['at']:.1f} s after the alias moved; {len(answers)} requests, none failed")
+    assert first - promoted["at"] < SERVED_WITHIN
+
+
+@pytest.mark.row(51)
+def test_endpoints_and_refusals(line: Line) -> None:
+    url = line.predictor_url("iris")
+    for path in ("/livez", "/readyz", "/metrics", "/version", "/openapi.json"):
+        assert httpx.get(url + path, timeout=30).status_code == 200, path
+    assert httpx.get(f"{url}/nothing", timeout=30).status_code == 404
+    pod = json.loads(line.kubectl("get", "pods", "-l", "levada.io/pipeline=iris,app.kubernetes.io/component=predictor",
+                                  "-o", "json"))["items"][0]["metadata"]["name"]  # fmt: skip
+    assert f'levada_model_version_info{{name="iris",version="{version(url)}"}} 1.0' in line.target.pod_metrics(pod)
+    row = instances()[0]
+    for change, field in (
+        ({"sepal_length": "long"}, "sepal_length"),
+        ({"species": "setosa"}, "species"),
+        ({"petal_width": None}, "petal_width"),
+    ):
+        answer = httpx.post(f"{url}/predict", json={"instances": [{**row, **change}]}, timeout=30)
+        assert answer.status_code == 422
+        assert [error["field"] for error in answer.json()["errors"]] == [field]
+    answer = httpx.post(f"{url}/predict", content=b'{"instances": [', headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+
+
+def version(url: str) -> str:
+    return str(httpx.get(f"{url}/version", timeout=30).json()["version"])

@@ -1,0 +1,54 @@
+"""The signed record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from levada.evidence import GATE_TAG, SIGNATURE_TAG, EvidenceError, Record, newest, sign, verify
+
+KEY = b"a key"
+RECORD = Record("promoted", "3", "3", "accuracy", 0.95, None, "first", "ab" * 32, "2026-11-23T08:00:00.000000+00:00")
+
+
+def tags(record: Record, *, key: bytes = KEY, model: str = "iris") -> dict[str, str]:
+    text = record.to_json()
+    return {GATE_TAG: text, SIGNATURE_TAG: sign(key, model, text)}
+
+
+def test_what_the_gate_signed_is_read_back() -> None:
+    assert verify(KEY, "iris", "3", tags(RECORD)) == RECORD
+
+
+@pytest.mark.parametrize("field", list(json.loads(RECORD.to_json())))
+def test_a_changed_field_breaks_the_signature(field: str) -> None:
+    changed = json.loads(RECORD.to_json()) | {field: "9"}
+    with pytest.raises(EvidenceError, match="not ours") as caught:
+        verify(KEY, "iris", "3", {**tags(RECORD), GATE_TAG: json.dumps(changed, sort_keys=True)})
+    assert caught.value.reason == "signature"
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "reason"),
+    [
+        ("3", {}, "unsigned"),
+        ("3", {GATE_TAG: RECORD.to_json()}, "unsigned"),
+        ("3", tags(RECORD, key=b"another key"), "signature"),
+        ("3", tags(RECORD, model="wine"), "signature"),  # signed, but for another model
+        ("4", tags(RECORD), "record"),  # signed, but copied from another version
+        ("3", tags(RECORD) | {SIGNATURE_TAG: "ä"}, "signature"),
+    ],
+)
+def test_evidence_that_does_not_hold_is_named(version: str, given: dict[str, str], reason: str) -> None:
+    with pytest.raises(EvidenceError) as caught:
+        verify(KEY, "iris", version, given)
+    assert caught.value.reason == reason
+
+
+def test_the_newest_record_that_verifies_counts() -> None:
+    later = replace(RECORD, version="4", outcome="refused", decided_at="2026-11-23T09:00:00.000000+00:00")
+    forged = tags(replace(RECORD, version="5", decided_at="2027-01-01T00:00:00.000000+00:00"), key=b"another key")
+    assert newest(KEY, "iris", [("4", tags(later)), ("3", tags(RECORD)), ("5", forged), ("6", {})]) == later
+    assert newest(KEY, "iris", [("5", forged)]) is None

@@ -1,0 +1,139 @@
+"""Training against a real lake and MLflow's own file store."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from levada.config import Settings
+from levada.evidence import MODEL_FILE, RUN_TAG, SNAPSHOT_TAG
+from levada.pipeline import Pipeline, parse_pipeline
+from levada.registry import tracking
+from levada.registry.errors import NotEnoughData, TrainingError
+from levada.registry.train import train
+from levada.scoring import OnnxModel, to_columns
+
+Post = Callable[..., None]
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns of its own insides
+
+
+@pytest.mark.row(43)
+def test_what_is_registered_predicts_raw_rows_like_the_onnx_that_serves(
+    settings: Settings, iris: Pipeline, rows: list[dict[str, Any]], post: Post
+) -> None:
+    import mlflow
+
+    post(iris, rows)
+    version = train(settings, iris, "manual__1")
+    client = tracking.connect(settings)
+    registered = client.get_model_version("iris", version)
+
+    model = OnnxModel(tracking.download(client, registered.run_id, MODEL_FILE))
+    logged = mlflow.sklearn.load_model(f"models:/iris/{version}")
+    frame = pd.DataFrame(rows).drop(columns="species")
+    columns = to_columns(rows, model.meta.features)
+    assert model.predict(columns) == logged.predict(frame).tolist()
+    assert np.abs(model.scores(columns) - logged.predict_proba(frame)).max() < 1e-5
+    info = mlflow.models.get_model_info(f"models:/iris/{version}")
+    assert info.signature.inputs.input_names() == [*frame.columns]
+    assert info.saved_input_example_info is not None
+    assert json.loads(tracking.download(client, registered.run_id, "onnx/meta.json"))["labels"] == [
+        "setosa", "versicolor", "virginica",
+    ]  # fmt: skip
+
+    run = client.get_run(registered.run_id)
+    assert run.data.metrics["accuracy"] >= 0.93
+    assert run.data.params["rows"] == "150"
+    assert 25 <= int(run.data.params["rows_held_out"]) <= 40
+    assert registered.tags[RUN_TAG] == "manual__1"
+    assert registered.tags[SNAPSHOT_TAG].isdigit()
+    assert registered.tags["levada.trainer"] == "levada.registry.trainers:linear"
+    assert "champion" not in client.get_registered_model("iris").aliases
+
+
+def test_the_same_run_gives_the_same_version(settings: Settings, iris: Pipeline, rows: list[Any], post: Post) -> None:
+    post(iris, rows)
+    assert train(settings, iris, "a") == train(settings, iris, "a") == "1"
+    assert train(settings, iris, "b") == "2"
+
+
+@pytest.mark.parametrize("step", ["mlflow.log_metric", "mlflow.log_artifacts", "mlflow.sklearn.log_model"])
+def test_a_training_that_dies_leaves_no_version_and_its_retry_makes_one(
+    step: str, settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post(iris, rows)
+    client = tracking.connect(settings)
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, die)
+        with pytest.raises(SystemExit):
+            train(settings, iris, "a")
+    assert tracking.versions(client, "iris") == []
+    assert train(settings, iris, "a") == "1"
+
+
+def test_too_little_data_is_told_before_anything_is_written(settings: Settings, iris: Pipeline) -> None:
+    with pytest.raises(NotEnoughData):
+        train(settings, iris, "a")
+    assert tracking.connect(settings).search_registered_models() == []
+
+
+@pytest.mark.parametrize("run", ["", "a' or '1'='1", "a/b", "x" * 251])
+def test_a_run_id_that_airflow_would_not_give_is_refused(run: str, settings: Settings, iris: Pipeline) -> None:
+    with pytest.raises(TrainingError, match="is no run id"):
+        train(settings, iris, run)
+
+
+@pytest.mark.parametrize("trainer", ["levada.no_such_module:linear", "levada.registry.trainers:no_such_function"])
+def test_a_trainer_that_is_not_in_the_image_is_named(trainer: str, settings: Settings, iris: Pipeline) -> None:
+    lost = parse_pipeline({**iris.model_dump(exclude={"name"}), "model": {"label": "species", "trainer": trainer}}, "x")
+    with pytest.raises(TrainingError, match=f"pipeline x: model.trainer {trainer} cannot be loaded"):
+        train(settings, lost, "a")
+
+
+def test_a_model_whose_onnx_differs_is_not_registered(
+    settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from levada.registry.trainers import linear
+
+    class Changed:
+        """Forgets after the export what it was exported as."""
+
+        def __init__(self, pipeline: Pipeline) -> None:
+            self._inner = linear(pipeline)
+
+        def fit(self, frame: Any, labels: Any) -> None:
+            self._inner.fit(frame, labels)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def predict_proba(self, frame: Any) -> Any:
+            return self._inner.predict_proba(frame) * 0.99
+
+    own = ModuleType("own_trainer")
+    own.build = Changed  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_trainer", own)
+    monkeypatch.setattr("levada.registry.export.to_onnx", lambda estimator, **rest: _convert(estimator._inner, **rest))
+    post(iris, rows)
+    model = {"label": "species", "trainer": "own_trainer:build"}
+    changed = parse_pipeline({**iris.model_dump(exclude={"name"}), "model": model}, "iris")
+    with pytest.raises(TrainingError, match=r"scores by up to 0\.01"):
+        train(settings, changed, "a")
+    assert tracking.versions(tracking.connect(settings), "iris") == []
+
+
+def _convert(estimator: Any, **rest: Any) -> Any:
+    from skl2onnx import to_onnx
+
+    return to_onnx(estimator, **{**rest, "options": {id(estimator): {"zipmap": False}}})

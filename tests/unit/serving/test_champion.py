@@ -1,0 +1,179 @@
+"""Which model serves, whatever the registry says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from levada.evidence import GATE_TAG, SIGNATURE_TAG
+from levada.serving.champion import Watcher
+from levada.serving.registry import Registry
+
+from .conftest import KEY, FakeMlflow, Stored
+
+Make = Callable[..., bytes]
+
+
+@pytest.fixture
+def registry(mlflow: FakeMlflow) -> Iterator[Registry]:
+    made = Registry(mlflow.uri)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def watcher(registry: Registry) -> Watcher:
+    return Watcher(registry, "things", KEY)
+
+
+def serving(watcher: Watcher) -> str | None:
+    watcher.look()
+    return watcher.champion.version if watcher.champion is not None else None
+
+
+def refused(reason: str) -> float:
+    return REGISTRY.get_sample_value("levada_model_refused_total", {"name": "things", "reason": reason}) or 0.0
+
+
+def test_nothing_serves_before_a_promotion(mlflow: FakeMlflow, watcher: Watcher, make_model: Make) -> None:
+    assert serving(watcher) is None
+    mlflow.add("1", make_model(), champion=None)
+    assert serving(watcher) is None
+    mlflow.alias = "1"  # by hand, though the gate refused it
+    before = refused("gate")
+    assert serving(watcher) is None
+    assert serving(watcher) is None
+    assert refused("gate") == before + 1  # told once, not at every look
+
+
+@pytest.mark.row(52)
+def test_a_promoted_version_is_served_at_the_next_look(mlflow: FakeMlflow, watcher: Watcher, make_model: Make) -> None:
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.promote("2", make_model(("a", "b")))
+    assert serving(watcher) == "2"
+    assert REGISTRY.get_sample_value("levada_model_version_info", {"name": "things", "version": "2"}) == 1
+    assert REGISTRY.get_sample_value("levada_model_version_info", {"name": "things", "version": "1"}) is None
+
+
+def test_a_pod_is_ready_with_its_champion_or_while_there_is_none_at_all(
+    mlflow: FakeMlflow, registry: Registry, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.broken = True
+    watcher.look()
+    assert not watcher.ready  # it may be that a champion is there
+    mlflow.broken = False
+    watcher.look()
+    assert watcher.ready
+    mlflow.promote("1", make_model())
+    late = Watcher(registry, "things", KEY)
+    assert not late.ready
+    late.look()
+    assert late.ready
+    mlflow.versions["1"].raw = b"no model"
+    hurt = Watcher(registry, "things", KEY)
+    hurt.look()
+    assert not hurt.ready
+
+
+def without(*tags: str) -> Callable[[Stored], None]:
+    return lambda stored: [stored.tags.pop(tag) for tag in tags] and None
+
+
+def changed(stored: Stored) -> None:
+    stored.tags[GATE_TAG] = stored.tags[GATE_TAG].replace('"value":0.95', '"value":0.99')
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without(GATE_TAG, SIGNATURE_TAG), "unsigned"),
+        (without(SIGNATURE_TAG), "unsigned"),
+        (changed, "signature"),
+        (lambda stored: setattr(stored, "raw", stored.raw + b"\x00"), "hash"),
+    ],
+)
+def test_evidence_that_does_not_hold_keeps_the_last_good_model(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make, change: Callable[[Stored], None], reason: str
+) -> None:
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.promote("2", make_model(("a", "b")))
+    change(mlflow.versions["2"])
+    before = refused(reason)
+    assert serving(watcher) == "1"
+    assert refused(reason) == before + 1
+
+
+def test_a_record_signed_by_another_key_or_copied_from_another_version_serves_nothing(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.promote("1", make_model())
+    mlflow.add("2", make_model(), champion="2", key=b"a key that was guessed")
+    mlflow.versions["3"] = Stored(make_model(), dict(mlflow.versions["1"].tags))
+    for alias in ("2", "3"):
+        mlflow.alias = alias
+        assert serving(watcher) == "1"
+
+
+def test_a_version_that_was_refused_does_not_serve_even_if_a_record_names_it(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.add("1", make_model(), champion=None)
+    mlflow.add("2", make_model(), champion="1")
+    mlflow.alias = "1"
+    before = refused("gate")
+    assert serving(watcher) is None
+    assert refused("gate") == before + 1
+
+
+def test_a_promoted_file_that_is_no_model_keeps_the_last_good_one(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.promote("2", make_model())
+    mlflow.versions["2"].raw = b"no model"
+    assert serving(watcher) == "1"
+
+
+def test_an_alias_moved_by_hand_changes_nothing_not_even_for_a_new_process(
+    mlflow: FakeMlflow, registry: Registry, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.promote("1", make_model())
+    mlflow.promote("2", make_model(("a", "b")))
+    mlflow.add("3", make_model(), champion="2")  # refused
+    assert serving(watcher) == "2"
+    before = refused("superseded")
+    for alias in ("1", "3", None):
+        mlflow.alias = alias
+        assert serving(watcher) == "2"
+        assert serving(Watcher(registry, "things", KEY)) == "2"
+    assert refused("superseded") > before
+
+
+def test_a_champion_older_than_the_page_of_versions_is_still_found(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make
+) -> None:
+    raw = make_model()
+    mlflow.promote("1", raw)
+    for number in range(2, 56):
+        mlflow.add(str(number), raw, champion="1")
+    mlflow.alias = "55"
+    assert serving(watcher) == "1"
+
+
+def test_a_registry_that_fails_changes_nothing(mlflow: FakeMlflow, watcher: Watcher, make_model: Make) -> None:
+    mlflow.broken = True
+    assert serving(watcher) is None
+    mlflow.broken = False
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.broken = True
+    assert serving(watcher) == "1"
+    mlflow.broken = False
+    del mlflow.versions["1"]  # and a registry that lost everything neither
+    mlflow.alias = None
+    assert serving(watcher) == "1"

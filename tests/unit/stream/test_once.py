@@ -1,0 +1,239 @@
+"""Exactly once: whatever step fails, and whoever else writes, each event is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pyiceberg.table import Table, TableProperties
+
+from levada.stream import sink
+from levada.stream import table as table_module
+from levada.stream.dead import DeadLetters
+from levada.stream.offsets import Entry
+from levada.stream.offsets import read as read_offsets
+from levada.stream.sink import Session, TopicGrewError
+from levada.stream.source import Source, Topic
+from levada.stream.start import NeedsOperatorError, accept, starting_points
+from levada.stream.table import FencedError, OwnedTable
+from levada.stream.window import Window
+
+from .rig import Rig, read, run
+
+GOOD = {f"e{number}": 1 for number in range(12)}
+
+
+def send(rig: Rig) -> None:
+    """Twelve good events, two bad ones and two repeated ones, over four partitions."""
+    for number in range(12):
+        rig.send({"n": number}, number % 4, event_id=f"e{number}")
+    rig.send(b"{", 1, event_id="bad-1")
+    rig.send({"n": -1}, 2, event_id="bad-2")
+    rig.send({"n": 3}, 3, event_id="e3")
+    rig.send({"n": 0}, 0, event_id="e0")
+
+
+class Killed(Exception):
+    pass
+
+
+def kill(owner: type, method: str, *, after: bool, call: int) -> Callable[..., Any]:
+    """A method that dies before or after its work, at that call; later calls work."""
+    original = getattr(owner, method)
+    calls = 0
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            raise Killed
+        result = original(*arguments, **named)
+        if calls == call:
+            raise Killed
+        return result
+
+    return killed
+
+
+STEPS = [
+    (OwnedTable, "claim", 1),
+    (Session, "_fill_window", 1),
+    (Source, "read_from", 1),
+    (Source, "poll", 1),
+    (DeadLetters, "send", 2),
+    (Session, "_topic_changed", 1),
+    (DeadLetters, "flush", 1),
+    (Table, "append", 1),  # the claim
+    (Table, "append", 2),  # the rows: killed after it, the reply is lost but the commit stands
+    (Window, "commit", 1),
+    (Session, "_committed", 1),
+    (Source, "show_progress", 1),
+    (OwnedTable, "expire", 1),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "method", "call"), STEPS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_killed_at_any_step(
+    rig: Rig, owner: type, method: str, call: int, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(rig)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, kill(owner, method, after=after, call=call))
+        with pytest.raises(Killed):
+            run(rig, 16)
+    offsets = read_offsets(table_of(rig)) if rig.catalog().table_exists(rig.pipeline.table) else None
+    reached = 0 if offsets is None else sum(entry.next for entry in offsets.of("topic-1").values())
+    assert reached in (0, 16)
+    run(rig, 16 - reached)
+    assert rig.ids() == GOOD
+    # Dead letters come at least once: none is missing.
+    assert {headers["event-id"] for _, headers in rig.letters()} == {"bad-1", "bad-2"}
+
+
+def table_of(rig: Rig) -> Table:
+    return rig.catalog().load_table(rig.pipeline.table)
+
+
+def test_resumes_where_the_table_says(rig: Rig) -> None:
+    send(rig)
+    run(rig, 16)
+    rig.send({"n": 12}, 2, event_id="e12")
+    run(rig, 1)
+    assert rig.ids() == {**GOOD, "e12": 1}
+    offsets = read_offsets(table_of(rig))
+    assert offsets is not None
+    assert offsets.of("topic-1") == {0: Entry(4, 2), 1: Entry(4, 2), 2: Entry(5, 2), 3: Entry(4, 2)}
+
+
+@pytest.mark.parametrize("property_taken_away", [False, True])
+def test_stale_writer_is_fenced(rig: Rig, property_taken_away: bool) -> None:
+    send(rig)
+    table = OwnedTable(rig.catalog(), rig.pipeline).table
+    assert table.properties[TableProperties.COMMIT_NUM_RETRIES] == "0"
+    if property_taken_away:  # then PyIceberg would put a stale append on top of the newer one
+        with table.transaction() as change:
+            change.remove_properties(TableProperties.COMMIT_NUM_RETRIES)
+    with rig.session() as stale:
+        stale.start()
+        read(stale, 16)
+        run(rig, 16)
+        with pytest.raises(FencedError):
+            stale.commit()
+    assert rig.ids() == GOOD
+
+
+def test_a_commit_by_others_is_no_fence(rig: Rig) -> None:
+    send(rig)
+    with rig.session() as session:
+        session.start()
+        read(session, 16)
+        table = table_of(rig)
+        table.manage_snapshots().create_tag(table.current_snapshot().snapshot_id, "training-1").commit()
+        session.commit()
+    assert rig.ids() == GOOD
+    assert "training-1" in table_of(rig).refs()
+
+
+def test_maintenance_on_top_does_not_hide_the_offsets(rig: Rig) -> None:
+    send(rig)
+    run(rig, 16)
+    table = table_of(rig)
+    table.overwrite(table.scan().to_arrow())  # a compaction that knows nothing of us
+    rig.send({"n": 12}, 0, event_id="e12")
+    run(rig, 1)
+    assert rig.ids() == {**GOOD, "e12": 1}
+
+
+def test_old_snapshots_are_expired_and_tags_stay(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 4)
+    with rig.session() as session:
+        session.start()
+        for number in range(12):
+            rig.send({"n": number}, event_id=f"e{number}")
+            read(session, 1)
+            session.commit()
+            if number == 1:
+                table = table_of(rig)
+                table.manage_snapshots().create_tag(table.current_snapshot().snapshot_id, "training-1").commit()
+    table = table_of(rig)
+    assert 4 <= len(table.metadata.snapshots) <= 8
+    assert len(table.scan(snapshot_id=table.refs()["training-1"].snapshot_id).to_arrow()) == 2
+    assert rig.ids() == {f"e{number}": 1 for number in range(12)}
+
+
+@pytest.mark.parametrize("while_running", [False, True])
+def test_a_replaced_topic_stops_the_sink_by_name(rig: Rig, while_running: bool) -> None:
+    send(rig)
+    if while_running:
+        with rig.session() as session:
+            session.start()
+            read(session, 16)
+            rig.topic = replace(rig.topic, id="topic-2")
+            with pytest.raises(NeedsOperatorError, match=r"deleted and created again.*levada sink --accept"):
+                session.commit()
+        assert rig.rows() == []
+    else:
+        run(rig, 16)
+        rig.topic = replace(rig.topic, id="topic-2")
+        with rig.session() as session, pytest.raises(NeedsOperatorError) as caught:
+            session.start()
+        assert caught.value.state == "topic-replaced"
+
+
+def test_accepting_a_replaced_topic(rig: Rig) -> None:
+    send(rig)
+    run(rig, 16)
+    rig.topic = replace(rig.topic, id="topic-2")  # with the same events in it: somebody has sent them again
+    assert rig.settings.kafka is not None
+    assert accept(rig.catalog(), rig.settings.kafka, rig.pipeline) == {0: 0, 1: 0, 2: 0, 3: 0}
+    rig.send({"n": 12}, 0, event_id="e12")
+    run(rig, 17)
+    assert rig.ids() == {**GOOD, "e12": 1}
+    offsets = read_offsets(table_of(rig))
+    assert offsets is not None
+    assert set(offsets.topics) == {"topic-1", "topic-2"}
+
+
+def test_a_grown_topic_is_read_whole(rig: Rig) -> None:
+    rig.topic = Topic("topic-1", (0, 1))
+    rig.send({"n": 0}, 0, event_id="e0")
+    with rig.session() as session:
+        session.start()
+        read(session, 1)
+        rig.topic = Topic("topic-1", (0, 1, 2, 3))
+        rig.send({"n": 3}, 3, event_id="e3")
+        with pytest.raises(TopicGrewError):
+            session.commit()
+    run(rig, 1)
+    assert rig.ids() == {"e0": 1, "e3": 1}
+
+
+def test_starting_points(rig: Rig) -> None:
+    """Offsets beyond the end of the log stop the sink; those that Kafka has deleted are counted and passed over."""
+    send(rig)
+    run(rig, 16)
+    offsets = read_offsets(table_of(rig))
+    assert starting_points(rig.pipeline, offsets, rig.topic, {0: (0, 9), 1: (6, 9)}) == {0: 4, 1: 6}
+    lost = sink.metrics.SKIPPED.labels(rig.pipeline.name)._value.get()
+    assert lost == 2
+    with pytest.raises(NeedsOperatorError, match="ends at offset 3") as truncated:
+        starting_points(rig.pipeline, offsets, rig.topic, {0: (0, 3)})
+    assert truncated.value.state == "topic-truncated"
+    with pytest.raises(NeedsOperatorError, match="no snapshot tells") as unknown:
+        starting_points(rig.pipeline, None, rig.topic, {0: (0, 3)})
+    assert unknown.value.state == "offsets-lost"
+
+
+def test_a_table_that_others_filled_is_not_taken(rig: Rig) -> None:
+    send(rig)
+    run(rig, 16)
+    table = table_of(rig)
+    rows = table.scan().to_arrow()
+    rig.catalog().drop_table(rig.pipeline.table)
+    table = OwnedTable(rig.catalog(), rig.pipeline).table
+    table.append(rows)
+    with rig.session() as session, pytest.raises(NeedsOperatorError, match="no snapshot tells"):
+        session.start()
