@@ -28,7 +28,7 @@ from levada.line.target import Target, find, ready_pods
 
 NAME = "levada-test"
 ORDER = ("cluster/", "test_install", "test_demo", "ingest", "stream", "batch", "registry", "serving",
-         "test_pipelines", "test_faults", "test_uninstall")  # fmt: skip
+         "test_pipelines", "test_docs", "test_faults", "test_uninstall")  # fmt: skip
 """What later tests build on comes first; what takes the line apart comes last."""
 _INSTALLER = """
 apiVersion: v1

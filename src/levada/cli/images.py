@@ -68,6 +68,8 @@ def _table(names: list[str]) -> None:
     records = room.listed()
     for name in names:
         built = records[name]
-        row = (built.tag, built.digest[:19], _mib(built.size), _mib(built.above), f"{built.seconds:.0f}") if built else ()
+        row = (
+            (built.tag, built.digest[:19], _mib(built.size), _mib(built.above), f"{built.seconds:.0f}") if built else ()
+        )
         table.add_row(f"levada/{name}", *row)
     Console().print(table)

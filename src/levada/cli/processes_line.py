@@ -90,15 +90,16 @@ def apply_stores(
     from levada.stores import apply, wait
 
     config, wanted = settings(), apply.StoresSettings.read()
+    # Buckets first: consumers wait for a database of their own, and then all of this is there.
+    if wanted.buckets:
+        s3 = required(config.s3, "LEVADA_S3__REGION")
+        wait.wait("s3", wait.s3(s3), timeout=timeout, report=typer.echo)
+        apply.apply_buckets(s3, wanted.buckets, typer.echo)
     if wanted.databases:
         postgres = required(config.postgres, "LEVADA_POSTGRES__HOST")
         owners = {database: apply.role_in(roles / role) for role, database in wanted.databases.items()}
         wait.wait("postgres", wait.postgres(postgres), timeout=timeout, report=typer.echo)
         apply.apply_postgres(postgres, owners, typer.echo)
-    if wanted.buckets:
-        s3 = required(config.s3, "LEVADA_S3__REGION")
-        wait.wait("s3", wait.s3(s3), timeout=timeout, report=typer.echo)
-        apply.apply_buckets(s3, wanted.buckets, typer.echo)
 
 
 def apply_credentials(

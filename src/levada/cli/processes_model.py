@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def train(run: Run) -> None:
     """Train the model of $LEVADA_PIPELINE from the lake and register a version."""
-    from levada.registry.errors import NotEnoughData, TrainingError
+    from levada.registry.errors import NotEnoughData
     from levada.registry.train import train as start
 
     settings, pipeline = _this_pipeline()
@@ -34,20 +34,14 @@ def train(run: Run) -> None:
     except NotEnoughData as error:
         print(f"levada: {error}", file=sys.stderr)
         raise typer.Exit(SKIP_EXIT_CODE) from None
-    except TrainingError as error:
-        sys.exit(f"levada: {error}")
 
 
 def promote(run: Run) -> None:
     """Judge the version that a run registered, sign the outcome and move the alias."""
-    from levada.registry.errors import TrainingError
     from levada.registry.promote import promote as start
 
     settings, pipeline = _this_pipeline()
-    try:
-        start(settings, pipeline, run)
-    except TrainingError as error:
-        sys.exit(f"levada: {error}")
+    start(settings, pipeline, run)
 
 
 def serve() -> None:

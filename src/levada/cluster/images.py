@@ -57,15 +57,20 @@ VALUES_KEYS = {
 }
 """Where the chart takes each image: places of a {repository, tag, digest} block in its values."""
 
-_DPKG = ("path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright") + tuple(
-    f"path-exclude=/usr/share/{folder}/*" for folder in ("info", "lintian", "locale", "man")
+_DPKG = (
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    *(f"path-exclude=/usr/share/{folder}/*" for folder in ("info", "lintian", "locale", "man")),
 )
 # Installed here, outside the steps that see this machine's own certificates.
 _INCLUDE = "ca-certificates"
 _APT = ('APT::Install-Recommends "false"', 'Acquire::Languages "none"')
 # The mirror is this machine's business: it is in no image.
-_ROOT_HOOK = 'cd "$1" && rm -rf etc/apt/sources.list* etc/hostname etc/resolv.conf var/cache/* var/lib/apt/lists/* var/log/*'
+_ROOT_HOOK = (
+    'cd "$1" && rm -rf etc/apt/sources.list* etc/hostname etc/resolv.conf var/cache/* var/lib/apt/lists/* var/log/*'
+)
 
+_WORK = "levada-images-"
 _BASE = re.compile(r"^ARG BASE=(\S+)$", re.MULTILINE)
 _COPY = re.compile(r"^COPY (?!--from)(.+) \S+$", re.MULTILINE)
 
@@ -145,7 +150,9 @@ def files(root: Path, definition: Definition) -> dict[str, Path]:
     for copied in definition.copies:
         source = root / copied
         if not source.exists():
-            raise ClusterError(f"images/{definition.name}/Containerfile copies {copied}, which is not in the repository")
+            raise ClusterError(
+                f"images/{definition.name}/Containerfile copies {copied}, which is not in the repository"
+            )
         inside = [source] if source.is_file() else sorted(source.rglob("*"))
         found |= {
             str(path.relative_to(root)): path for path in inside if path.is_file() and "__pycache__" not in path.parts
@@ -164,7 +171,9 @@ def inputs(root: Path, known: Mapping[str, Definition], name: str) -> dict[str, 
     if definition.base:
         hashed[f"image {definition.base}"] = tag(inputs(root, known, definition.base))
     else:
-        hashed["mmdebstrap options"] = hashlib.sha256(repr((SUITE, _INCLUDE, _DPKG, _APT, _ROOT_HOOK)).encode()).hexdigest()
+        hashed["mmdebstrap options"] = hashlib.sha256(
+            repr((SUITE, _INCLUDE, _DPKG, _APT, _ROOT_HOOK)).encode()
+        ).hexdigest()
     hashed["builder"] = str(BUILDER)
     return hashed
 
@@ -259,8 +268,15 @@ class Buildah:
         return set(json.loads(self("inspect", "--type", "image", reference))["OCIv1"]["rootfs"]["diff_ids"])
 
     def save(self, reference: str, target: str, digest: Path) -> None:
-        """Copy an image out with its layers uncompressed, which buildah's own push cannot; write its digest to a file."""
-        copy = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers", "--digestfile", digest]
+        """Copy an image out with uncompressed layers, which buildah's own push cannot; write its digest to a file."""
+        copy: list[str | Path] = [
+            "skopeo",
+            "copy",
+            "--quiet",
+            "--dest-oci-accept-uncompressed-layers",
+            "--digestfile",
+            digest,
+        ]
         run([*copy, f"containers-storage:[{self._storage}]{reference}", target], timeout=BUILD_SECONDS)
 
 
@@ -306,7 +322,11 @@ class Builder:
         stale = [name for name in wanted if not self.store.current(name, tag(hashed[name]))]
         if stale:
             self._machine(stale)
-            with tempfile.TemporaryDirectory(prefix="levada-images-", dir=self.folder) as work:
+            # What a build that failed or was killed left behind.
+            self.buildah("rm", "--all")
+            for left in self.folder.glob(f"{_WORK}*"):
+                shutil.rmtree(left)
+            with tempfile.TemporaryDirectory(prefix=_WORK, dir=self.folder) as work:
                 self._work = Path(work)
                 for base in sorted({base for name in stale for base in self._bases(name)}):
                     self._base(base, tag(hashed[base]))
@@ -391,7 +411,7 @@ class Builder:
         context = self._work / f"{definition.name}-jars"
         libs = context / "opt" / definition.name / "libs"
         goal = "org.apache.maven.plugins:maven-dependency-plugin:copy-dependencies"
-        maven = ["mvn", "--batch-mode", "--quiet", "--file", self.root / pom, goal]
+        maven: list[str | Path] = ["mvn", "--batch-mode", "--quiet", "--file", self.root / pom, goal]
         run([*maven, "-DincludeScope=runtime", f"-DoutputDirectory={libs}"], timeout=BUILD_SECONDS)
         recorded = (self.root / pom).with_name("jars.sha256").read_text().splitlines()
         found = [f"{hashlib.sha256(jar.read_bytes()).hexdigest()}  {jar.name}" for jar in libs.iterdir()]
@@ -436,8 +456,6 @@ class Builder:
         for reference in self.buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
             if reference.startswith("localhost/levada/") and reference.rpartition(":")[2] not in {*wanted, "kept"}:
                 self.buildah("rmi", "--force", reference)
-        # Steps that failed leave their containers behind, which would keep images in use.
-        self.buildah("rm", "--all")
         self.buildah("rmi", "--prune")
 
 
@@ -448,8 +466,9 @@ def build(wanted: Sequence[str] | None, progress: Progress) -> list[ImageArchive
     if unknown := sorted(set(wanted or ()) - set(known)):
         raise ClusterError(f"no such image: {', '.join(unknown)}; there are {', '.join(known)}")
     with (cache() / "images.lock").open("w") as lock:
-        # One builder at a time: a second one finds the work of the first done.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with progress.phase("waiting for another build of images to end"):
+            # One at a time: the second finds the work of the first done.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         return Builder(root, cache(), progress).build(wanted or known)
 
 
@@ -465,7 +484,9 @@ def push(archives: Sequence[ImageArchive], registry: str, progress: Progress) ->
     for archive in archives:
         target = f"docker://{registry}/{archive.name}:{archive.tag}"
         with progress.phase(f"pushing {archive.name}"):
-            run(["skopeo", "copy", "--quiet", "--preserve-digests", f"oci-archive:{archive.path}", target], timeout=3600)
+            run(
+                ["skopeo", "copy", "--quiet", "--preserve-digests", f"oci-archive:{archive.path}", target], timeout=3600
+            )
 
 
 def values(archives: Sequence[ImageArchive]) -> dict[str, Any]:

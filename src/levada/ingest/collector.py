@@ -35,7 +35,7 @@ from levada.ingest.reload import Declarations, Declared, Reloaded
 SCHEMA_VERSION: Final = "1"
 """Version of the envelope: JSON value, headers ``event-id``, ``event-time``, ``pipeline``, ``schema``."""
 
-_MAX_HELD_BYTES: Final = 64 * 1024 * 1024
+_MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 _BODY_SECONDS: Final = 30.0
 _REFRESH_SECONDS: Final = 2.0
 _GRACE_SECONDS: Final = 15
@@ -121,14 +121,12 @@ class Collector:
         event_id = _event_id(request)
         if self._in_flight >= self._settings.max_in_flight:
             raise unavailable("too many requests at once", retry_after=1)
-        body = bytearray()
         self._in_flight += 1
         IN_FLIGHT.set(self._in_flight)
         try:
-            await self._read(request, body)
-            receipt = await self._produce(declared, event_id, bytes(body))
+            async with self._body(request) as body:
+                receipt = await self._produce(declared, event_id, body)
         finally:
-            self._held -= len(body)
             self._in_flight -= 1
             IN_FLIGHT.set(self._in_flight)
         return {"event_id": event_id, "partition": receipt.partition, "offset": receipt.offset}
@@ -148,25 +146,35 @@ class Collector:
             raise Problem(403, f"this API key is not for pipeline {name}")
         return declared
 
-    async def _read(self, request: Request, body: bytearray) -> None:
-        """Read the body, of the size that is allowed and within the memory for all requests together."""
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, of the size that is allowed and within the memory for all requests together."""
         limit = self._settings.max_body_bytes
         too_large = Problem(413, f"an event may have {limit} bytes")
+        chunks: list[bytes] = []
+        size = 0
         try:
-            if int(request.headers.get("content-length", "0")) > limit:
-                raise too_large
-            async with asyncio.timeout(_BODY_SECONDS):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > limit:
-                        raise too_large
-                    if self._held + len(chunk) > _MAX_HELD_BYTES:
-                        raise unavailable("too many events at once", retry_after=1)
-                    body += chunk
-                    self._held += len(chunk)
-        except TimeoutError:
-            raise Problem(408, f"the body did not come within {_BODY_SECONDS:.0f} seconds") from None
-        except (ClientDisconnect, ValueError):
-            raise Problem(400, "the body did not come whole") from None
+            try:
+                if int(request.headers.get("content-length", "0")) > limit:
+                    raise too_large
+                async with asyncio.timeout(_BODY_SECONDS):
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        self._held += len(chunk)
+                        if size > limit:
+                            raise too_large
+                        if self._held > _MAX_HELD_BYTES:
+                            raise unavailable("too many events at once", retry_after=1)
+                        chunks.append(chunk)
+            except TimeoutError:
+                raise Problem(408, f"the body did not come within {_BODY_SECONDS:.0f} seconds") from None
+            except (ClientDisconnect, ValueError):
+                raise Problem(400, "the body did not come whole") from None
+            body = b"".join(chunks)
+            chunks.clear()
+            yield body
+        finally:
+            self._held -= size
 
     async def _produce(self, declared: Declared, event_id: str, body: bytes) -> Receipt:
         pipeline = declared.pipeline

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from levada.config import CollectorSettings, KafkaSettings
 
-_QUEUE_KBYTES: Final = 65_536
+_QUEUE_KBYTES: Final = 32_768
 _POLL_SECONDS: Final = 0.1
 _LIST_SECONDS: Final = 1.0
 

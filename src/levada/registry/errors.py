@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from levada.errors import UserError
 
-class TrainingError(ValueError):
+
+class TrainingError(UserError):
     """Training or the gate cannot go on; the message says why and what to do."""
 
 

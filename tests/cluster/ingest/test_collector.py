@@ -20,9 +20,9 @@ GOOD: dict[str, Any] = {
 }
 # Where a topic ends, and what happens to one that does not exist, asked with the collector's own user.
 ENDS = """
-from confluent_kafka import Producer, TopicPartition
-from levada.config import settings
 import json, sys
+from confluent_kafka import Consumer, Producer, TopicPartition
+from levada.config import settings
 producer = Producer({**settings().kafka.client(), "allow.auto.create.topics": False, "message.timeout.ms": 5000})
 if sys.argv[1] == "produce":
     errors = []
@@ -30,10 +30,10 @@ if sys.argv[1] == "produce":
     producer.flush(10)
     print(json.dumps([errors, sorted(producer.list_topics(timeout=10).topics)]))
 else:
-    parts = producer.list_topics(sys.argv[2], timeout=10).topics[sys.argv[2]].partitions
-    from confluent_kafka import Consumer
     consumer = Consumer({**settings().kafka.client(), "group.id": "unused"})
-    print(json.dumps([consumer.get_watermark_offsets(TopicPartition(sys.argv[2], p), timeout=10)[1] for p in sorted(parts)]))
+    parts = producer.list_topics(sys.argv[2], timeout=10).topics[sys.argv[2]].partitions
+    places = [TopicPartition(sys.argv[2], part) for part in sorted(parts)]
+    print(json.dumps([consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]))
 """
 
 
