@@ -36,18 +36,14 @@ kind: Namespace
 metadata: {name: levada, labels: {pod-security.kubernetes.io/enforce: restricted}}
 ---
 apiVersion: v1
-kind: Namespace
-metadata: {name: people}
----
-apiVersion: v1
 kind: ServiceAccount
-metadata: {name: installer, namespace: people}
+metadata: {name: installer, namespace: levada}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: installer, namespace: levada}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}
-subjects: [{kind: ServiceAccount, name: installer, namespace: people}]
+subjects: [{kind: ServiceAccount, name: installer, namespace: levada}]
 """
 
 
@@ -163,7 +159,7 @@ def line() -> Iterator[Line]:
 
 
 def _kubeconfig(admin: Target, path: Path) -> Path:
-    token = admin.kubectl("create", "token", "installer", "--namespace", "people", "--duration", "12h").strip()
+    token = admin.kubectl("create", "token", "installer", "--duration", "12h").strip()
     assert admin.kubeconfig is not None
     config = yaml.safe_load(admin.kubeconfig.read_text())
     config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]

@@ -105,6 +105,6 @@ def _pod(dag: DAG, pipeline: Pipeline, command: str, limit: timedelta) -> Any:
         startup_timeout_seconds=300,
         execution_timeout=limit,
         skip_on_exit_code=SKIP_EXIT_CODE,
-        # A failed pod stays, so that it can be looked at.
-        on_finish_action="delete_succeeded_pod",
+        # Its whole log is in the task's; a pod that stayed would outlive the release.
+        on_finish_action="delete_pod",
     )

@@ -119,6 +119,8 @@ def _kubelet(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> dic
     config: dict[str, Any] = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
+        # A changed ConfigMap, such as a new pipeline, is in its pods within seconds.
+        "syncFrequency": "10s",
         "address": str(node.address),
         "authentication": {
             "anonymous": {"enabled": False},

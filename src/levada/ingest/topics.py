@@ -61,7 +61,8 @@ class User:
 
     client: str
     name: str
-    password: str
+    password: str | None
+    """None: an external Kafka made the user; it gets rights only."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,15 @@ class TopicSpec:
 
 
 def users_in(folder: Path) -> list[User]:
-    """The users of a folder with one subfolder a client, each with ``username`` and ``password``."""
+    """The users of a folder with one subfolder a client: ``username``, and ``password`` if the user is ours to make."""
     if not folder.is_dir():
         return []
     return [
-        User(path.name, read_secret(path / "username"), read_secret(path / "password"))
+        User(
+            path.name,
+            read_secret(path / "username"),
+            read_secret(path / "password") if (path / "password").exists() else None,
+        )
         for path in sorted(folder.iterdir())
         if path.is_dir() and not path.name.startswith(".")
     ]
@@ -168,15 +173,16 @@ def apply(
 
 
 def _apply_users(admin: AdminClient, kafka: KafkaSettings, users: list[User], report: Report) -> None:
-    if not users:
+    ours = [(user, user.password.encode()) for user in users if user.password is not None]
+    if not ours:
         return
-    present = admin.describe_user_scram_credentials([user.name for user in users], request_timeout=_REQUEST_SECONDS)
-    for user in users:
+    present = admin.describe_user_scram_credentials([user.name for user, _ in ours], request_timeout=_REQUEST_SECONDS)
+    for user, password in ours:
         if _has_scram(present[user.name]) and _can_log_in(kafka, user):
             report(f"user {user.name}: unchanged")
             continue
         upsertion = UserScramCredentialUpsertion(
-            user.name, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, _ITERATIONS), user.password.encode()
+            user.name, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, _ITERATIONS), password
         )
         _results(admin.alter_user_scram_credentials([upsertion], request_timeout=_REQUEST_SECONDS))
         report(f"user {user.name}: password set")

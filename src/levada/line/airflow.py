@@ -44,7 +44,15 @@ class Airflow:
         """State of a DAG run: queued, running, success or failed."""
         return str(self._call("GET", f"{dag}/dagRuns/{run}")["state"])
 
-    def failed_tasks(self, dag: str, run: str) -> str:
-        """The tasks of a run that are not successful, with their states."""
+    def failure(self, dag: str, run: str) -> str:
+        """The failed task of a run, its pod and the last error in its log."""
         tasks = self._call("GET", f"{dag}/dagRuns/{run}/taskInstances")["task_instances"]
-        return ", ".join(f"task {task['task_id']} {task['state']}" for task in tasks if task["state"] != "success")
+        failed = next((task for task in tasks if task["state"] == "failed"), None)
+        if failed is None:
+            return ", ".join(f"task {task['task_id']} {task['state']}" for task in tasks)
+        path = f"{dag}/dagRuns/{run}/taskInstances/{failed['task_id']}/logs/{failed['try_number']}"
+        lines = [str(entry.get("event", entry)) for entry in self._call("GET", path)["content"]]
+        pods = [line for line in lines if "Building pod" in line or "pod/" in line]
+        errors = [line for line in lines if "levada:" in line or "Error" in line]
+        said = (errors or lines or ["(no log)"])[-1]
+        return f"task {failed['task_id']} failed; {pods[-1] if pods else 'no pod was started'}; it said: {said}"

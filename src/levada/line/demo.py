@@ -161,6 +161,8 @@ class Demo:
             answer = collector.request(
                 "POST", f"/v1/{self._pipeline.name}/events", json=row,
                 headers={"Authorization": f"Bearer {key}", "Idempotency-Key": event_id},
+                # 404: a pipeline that was declared a moment ago; its file reaches the collector within two minutes.
+                retry_statuses=(404, 502, 503), retry_for=150,
             )  # fmt: skip
             if answer.status_code != 202:
                 raise LineError(f"row {number + 1} was answered {answer.status_code}: {answer.text[:500]}")
@@ -193,7 +195,7 @@ class Demo:
                 raise LineError(f"DAG {dag}, run {run} is still {state} after {timeout:g} s")
             time.sleep(1)
         if state != "success":
-            raise LineError(f"DAG {dag}, run {run} {state}: {airflow.failed_tasks(dag, run)}")
+            raise LineError(f"DAG {dag}, run {run} {state}: {airflow.failure(dag, run)}")
         return run
 
     def _outcome(self, run: str) -> dict[str, Any]:
@@ -201,7 +203,10 @@ class Demo:
             if version["tags"].get("levada.run") == run:
                 outcome: dict[str, Any] = json.loads(version["tags"]["levada.gate"])
                 return outcome
-        raise LineError(f"no version of model {self._pipeline.name} is tagged with run {run}")
+        raise LineError(
+            f"run {run} registered no version of model {self._pipeline.name}: too few rows to train on, "
+            "as the log of its task `train` says"
+        )
 
     def _predict(self, champion: str, timeout: float = 90) -> None:
         predictor = self._target.endpoint(f"predictor-{self._pipeline.name}", 8080)
@@ -255,12 +260,6 @@ def last_words(target: Target, component: str) -> str:
     try:
         pods = target.objects("pods", f"app.kubernetes.io/component={workload}")
         names = [pod["metadata"]["name"] for pod in pods if component in pod["metadata"]["name"]]
-        # The newest failed training pod tells more than the scheduler that started it.
-        trainers = [
-            p for p in target.objects("pods", "app.kubernetes.io/component=trainer") if p["status"]["phase"] == "Failed"
-        ]
-        if workload == "airflow-scheduler" and trainers:
-            names = [trainers[-1]["metadata"]["name"]]
         if not names:
             return f"no pod of {component} is there: run `levada status`"
         lines = target.kubectl("logs", names[-1], "--all-containers", "--tail=200").strip().splitlines()
