@@ -45,7 +45,6 @@ EXTERNAL: dict[str, dict[str, Any]] = {
     "postgres": {"external": True, "host": "db.example.com", "admin": GIVEN},
     "s3": {"external": True, "region": "ap-northeast-2", "pathStyle": False},
     "mlflow": {"external": True, "uri": "https://mlflow.example.com"},
-    "prometheus": {"external": True, "url": "https://metrics.example.com"},
 }
 
 
@@ -80,7 +79,7 @@ def _features() -> dict[str, Mapping[str, Any]]:
         "model off": {"global": {"pipelines": {"plants": {"model": {"enabled": False}}}}},
         "two pipelines": {"global": {"pipelines": {"a" * 40: PLANTS}}},
         "collecting only": {room: {"enabled": False} for room in ("stream", "batch", "registry", "serving", "stores")},
-        "no measuring": {"observability": {"enabled": False}, "batch": {"airflow": {"metrics": {"enabled": False}}}},
+        "no measuring": {"observability": {"enabled": False}},
         "no credentials Job": merge(secrets, {"credentials": {"enabled": False}}),
         "more settings": {
             "ingest": {"kafka": {"config": {"log.retention.hours": 24}}},

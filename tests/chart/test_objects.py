@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from .cases import EXTERNAL, KNOBS, feature
 from .policy import Pod, pods, sources
@@ -205,3 +206,12 @@ def test_secrets_that_are_not_given_are_made() -> None:
     assert read <= spec.keys()
     # The clear key is for the clients.
     assert spec.keys() - read <= {"levada-api-key", "levada-kafka-metrics"}
+
+
+def test_prometheus_reads_airflow_at_the_path_of_its_plugin() -> None:
+    release = feature("a pipeline")
+    paths = {pod.component: pod.metadata.get("annotations", {}).get("prometheus.io/path") for pod in pods(release)}
+    assert {component: path for component, path in paths.items() if path} == {"airflow-api": "/levada/metrics"}
+    config = yaml.safe_load(release.find("ConfigMap", "levada-prometheus")["data"]["prometheus.yml"])
+    relabeled = {each.get("target_label"): each for each in config["scrape_configs"][0]["relabel_configs"]}
+    assert relabeled["__metrics_path__"]["source_labels"] == ["__meta_kubernetes_pod_annotation_prometheus_io_path"]

@@ -69,13 +69,11 @@ OFF = {"enabled": False}
             ],
         ),
         ({"global": {"mlflow": {"external": True}}}, ["global.mlflow.uri is empty"]),
-        ({"global": {"prometheus": {"external": True}}}, ["global.prometheus.url is empty"]),
         ({"ingest": OFF}, ["ingest.kafka is switched off"]),
         ({"ingest": {"kafka": OFF}}, ["ingest.kafka is switched off"]),
         ({"stores": OFF}, ["stores.postgres is switched off", "stores.s3 is switched off"]),
         ({"stores": {"s3": OFF}}, ["stores.s3 is switched off"]),
         ({"registry": OFF}, ["registry.mlflow is switched off"]),
-        ({"observability": OFF}, ["observability.prometheus is switched off"]),
         ({"credentials": OFF}, ["credentials is switched off"]),
         ({"ingest": {"collector": {"ingress": {"enabled": True}}}}, ["ingest.collector.ingress.host is empty"]),
         (
@@ -83,8 +81,8 @@ OFF = {"enabled": False}
             ["serving.predictor.httpRoute.host is empty", "serving.predictor.httpRoute.gateway.name is empty"],
         ),
         (
-            {"ingest": {"kafka": OFF}, "stores": OFF, "registry": {"mlflow": OFF}, "observability": OFF},
-            ["ingest.kafka", "stores.postgres", "stores.s3", "registry.mlflow", "observability.prometheus"],
+            {"ingest": {"kafka": OFF}, "stores": OFF, "registry": {"mlflow": OFF}},
+            ["ingest.kafka", "stores.postgres", "stores.s3", "registry.mlflow"],
         ),
     ],
 )
@@ -97,7 +95,7 @@ def test_what_does_not_go_together_is_refused_all_at_once(values: dict[str, Any]
         assert any(line.startswith(message) for line in lines), message
 
 
-@pytest.mark.parametrize("room", ["ingest", "stores", "registry", "observability"])
+@pytest.mark.parametrize("room", ["ingest", "stores", "registry"])
 def test_a_room_is_replaced_by_something_external(room: str) -> None:
     """What a check refuses is accepted once the dependency is described."""
     values: dict[str, Any] = {room: OFF}
@@ -105,8 +103,6 @@ def test_a_room_is_replaced_by_something_external(room: str) -> None:
         values["global"] = {"kafka": EXTERNAL["kafka"]}
     elif room == "stores":
         values["global"] = {"postgres": EXTERNAL["postgres"], "s3": EXTERNAL["s3"]}
-    elif room == "registry":
-        values["global"] = {"mlflow": EXTERNAL["mlflow"]}
     else:
-        values["global"] = {"prometheus": EXTERNAL["prometheus"]}
+        values["global"] = {"mlflow": EXTERNAL["mlflow"]}
     assert render(values=merge(PIPELINES, values)).objects

@@ -55,21 +55,13 @@ def push(
 
 
 def _table(names: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from levada.cluster import images as room
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("image", "tag", "digest"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("MiB", "above its base", "built in s"):
-        table.add_column(heading, justify="right")
+    typer.echo(f"{'image':<26}{'tag':<18}{'digest':<22}{'MiB':>5}{'above its base':>16}{'built in':>10}")
     records = room.listed()
     for name in names:
-        built = records[name]
-        row = (
-            (built.tag, built.digest[:19], _mib(built.size), _mib(built.above), f"{built.seconds:.0f}") if built else ()
-        )
-        table.add_row(f"levada/{name}", *row)
-    Console().print(table)
+        if built := records[name]:
+            sizes = f"{_mib(built.size):>5}{_mib(built.above):>16}{built.seconds:>8.0f} s"
+            typer.echo(f"levada/{name:<19}{built.tag:<18}{built.digest[:19]:<22}{sizes}")
+        else:
+            typer.echo(f"levada/{name:<19}not built yet")

@@ -466,9 +466,12 @@ def build(wanted: Sequence[str] | None, progress: Progress) -> list[ImageArchive
     if unknown := sorted(set(wanted or ()) - set(known)):
         raise ClusterError(f"no such image: {', '.join(unknown)}; there are {', '.join(known)}")
     with (cache() / "images.lock").open("w") as lock:
-        with progress.phase("waiting for another build of images to end"):
-            # One at a time: the second finds the work of the first done.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # One at a time: the second finds the work of the first done.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with progress.phase("waiting for another build of images to end"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         return Builder(root, cache(), progress).build(wanted or known)
 
 

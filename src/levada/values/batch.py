@@ -10,13 +10,6 @@ class AirflowApi(Replicated, Exposed):
     """User interface, REST API, and the API that running tasks talk to."""
 
 
-class AirflowMetrics(Block):
-    """Airflow's metrics."""
-
-    enabled: bool
-    """Whether Airflow pushes its metrics to Prometheus by OTLP."""
-
-
 class Airflow(Block):
     """Schedules and runs the DAG of each pipeline."""
 
@@ -29,8 +22,6 @@ class Airflow(Block):
     once."""
     config: dict[str, Lines]
     """More settings of airflow.cfg, {section: {key: value}}; a key the chart sets itself is replaced."""
-    metrics: AirflowMetrics
-    """Airflow's metrics."""
     api: AirflowApi
     """User interface, REST API, and the API that running tasks talk to."""
     scheduler: Replicated

@@ -163,15 +163,6 @@ class Mlflow(Block):
     """URL of the external server."""
 
 
-class Prometheus(Block):
-    """Where metrics are pushed to."""
-
-    external: bool
-    """Use the server named here instead of the bundled one."""
-    url: Url
-    """URL of the external server, which must receive OTLP under /api/v1/otlp."""
-
-
 class GateKey(Block):
     """What the gate signs its decisions with."""
 
@@ -196,8 +187,6 @@ class Global(Block):
     """Where files are kept."""
     mlflow: Mlflow
     """Where models are registered."""
-    prometheus: Prometheus
-    """Where metrics are pushed to."""
     gate: GateKey
     """What the gate signs its decisions with."""
     pipelines: dict[Annotated[str, Field(pattern=PIPELINE_NAME)], Declaration]

@@ -20,7 +20,7 @@ class Retention(Block):
 
 
 class PrometheusServer(Workload, Stored, Exposed):
-    """Scrapes every pod of the release, and receives what Airflow pushes."""
+    """Scrapes every pod of the release."""
 
     scrape_interval: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m)$")]
     """Time between two readings."""

@@ -26,15 +26,13 @@ and the pipelines where they read the DAGs.
       "api_auth" (dict
         "jwt_issuer" (printf "%s.%s" $service .Release.Namespace))
       "scheduler" (dict
-        "enable_health_check" "True")
+        "enable_health_check" "True"
+        "task_instance_heartbeat_timeout" "60")
       "dag_processor" (dict
         "parsing_processes" "1")
       "logging" (dict
         "base_log_folder" "/opt/airflow/logs"
-        "json_logs" "True")
-      "metrics" (dict
-        "otel_on" (ternary "True" "False" $airflow.metrics.enabled)
-        "legacy_names_on" "False") -}}
+        "json_logs" "True") -}}
 {{- with include "lib.publicUrl" (dict "values" $airflow.api) -}}
 {{- $_ := set $sections.api "base_url" . -}}
 {{- end -}}
@@ -72,12 +70,6 @@ AIRFLOW__API_AUTH__JWT_SECRET:
 AIRFLOW_ADMIN:
   secretKeyRef: {name: {{ $secret }}, key: admin-username}
 AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS: $(AIRFLOW_ADMIN):admin
-{{- if .root.Values.airflow.metrics.enabled }}
-OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: {{ include "lib.prometheus.url" .root }}/api/v1/otlp/v1/metrics
-OTEL_EXPORTER_OTLP_PROTOCOL: http/protobuf
-OTEL_METRIC_EXPORT_INTERVAL: "30000"
-OTEL_SERVICE_NAME: {{ .component }}
-{{- end }}
 {{ include "lib.postgres.env" (dict "root" .root "role" "airflow") }}
 {{- end -}}
 
@@ -103,7 +95,7 @@ OTEL_SERVICE_NAME: {{ .component }}
   command: [airflow, db, check-migrations, --migration-wait-timeout=900]
   {{- include "lib.container" . | nindent 2 }}
   env:
-    {{- include "batch.airflow.commandEnvList" . | nindent 4 }}
+    {{- include "batch.airflow.envList" . | nindent 4 }}
   volumeMounts:
     {{- include "batch.airflow.mounts" . | nindent 4 }}
 {{- end -}}
@@ -112,10 +104,4 @@ OTEL_SERVICE_NAME: {{ .component }}
 {{- $uses := dict -}}
 {{- with .uses.pipelines }}{{ $_ := set $uses "pipelines" . }}{{ end -}}
 {{- include "lib.env" (dict "part" (set (omit . "uses") "uses" $uses) "env" (include "batch.airflow.env" . | fromYaml)) -}}
-{{- end -}}
-
-{{/* The same for a command that ends: without metrics, whose last push would hold it up where there is no Prometheus yet. */}}
-{{- define "batch.airflow.commandEnvList" -}}
-{{- $env := set (include "batch.airflow.env" . | fromYaml) "AIRFLOW__METRICS__OTEL_ON" "False" -}}
-{{- include "lib.env" (dict "part" (set (omit . "uses") "uses" dict) "env" $env) -}}
 {{- end -}}

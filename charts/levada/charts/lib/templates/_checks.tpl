@@ -6,7 +6,7 @@ The rooms' values may be missing: Helm takes them away with a room that is switc
 {{/* All messages, one a line. */}}
 {{- define "lib.checks" -}}
 {{- $messages := list -}}
-{{- range list "kafka" "postgres" "s3" "mlflow" "prometheus" "credentials" "routes" -}}
+{{- range list "kafka" "postgres" "s3" "mlflow" "credentials" "routes" -}}
 {{- $messages = append $messages (include (printf "lib.checks.%s" .) $ | trim) -}}
 {{- end -}}
 {{- without $messages "" | join "\n" -}}
@@ -82,18 +82,6 @@ global.mlflow.uri is empty: an external MLflow needs its address
 {{- if or (and $batch.enabled ($batch.airflow | default dict).enabled) (and $serving.enabled ($serving.predictor | default dict).enabled) }}
 registry.mlflow is switched off: describe another MLflow in global.mlflow with external: true
 {{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{- define "lib.checks.prometheus" -}}
-{{- $observability := .Values.observability | default dict -}}
-{{- $airflow := (.Values.batch | default dict).airflow | default dict -}}
-{{- if .Values.global.prometheus.external -}}
-{{- if not .Values.global.prometheus.url }}
-global.prometheus.url is empty: an external Prometheus needs its address
-{{- end -}}
-{{- else if and $airflow.enabled ($airflow.metrics | default dict).enabled (not (and $observability.enabled ($observability.prometheus | default dict).enabled)) }}
-observability.prometheus is switched off: set batch.airflow.metrics.enabled to false, or describe another Prometheus in global.prometheus with external: true
 {{- end -}}
 {{- end -}}
 

@@ -103,14 +103,6 @@ http://{{ include "lib.name" (dict "root" . "name" "mlflow") }}:5000
 {{- end -}}
 {{- end -}}
 
-{{- define "lib.prometheus.url" -}}
-{{- if .Values.global.prometheus.external -}}
-{{- .Values.global.prometheus.url -}}
-{{- else -}}
-http://{{ include "lib.name" (dict "root" . "name" "prometheus") }}:9090
-{{- end -}}
-{{- end -}}
-
 {{- define "lib.gate.secret" -}}
 {{- include "lib.secret" (dict "root" . "existing" .Values.global.gate.existingSecret "name" "gate") -}}
 {{- end -}}

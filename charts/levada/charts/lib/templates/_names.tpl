@@ -73,8 +73,8 @@ annotations:
 {{- end -}}
 
 {{/*
-Metadata of a part's pods; takes part, scrape (whether Prometheus reads its port `metrics`) and checksums ({name: text}: a change of
-the text restarts the pods). No version is in it: an upgrade that changes nothing else restarts nothing.
+Metadata of a part's pods; takes part, scrape (whether Prometheus reads its port `metrics`; a path, where that is not /metrics) and
+checksums ({name: text}: a change of the text restarts the pods). No version is in it: an upgrade that changes nothing else restarts nothing.
 */}}
 {{- define "lib.podMetadata" -}}
 labels:
@@ -90,6 +90,9 @@ labels:
 {{- $annotations := dict -}}
 {{- range $name, $text := .checksums -}}
 {{- $_ := set $annotations (printf "checksum/%s" $name) (sha256sum $text | trunc 16) -}}
+{{- end -}}
+{{- if kindIs "string" .scrape -}}
+{{- $_ := set $annotations "prometheus.io/path" .scrape -}}
 {{- end -}}
 {{- range $name, $text := .part.values.annotations -}}
 {{- $_ := set $annotations $name $text -}}
