@@ -153,6 +153,7 @@ def line() -> Iterator[Line]:
         made = Line(target, admin, values)
         made.install()
         yield made
+        target.close()
     finally:
         if os.environ.get("KEEP") != "1":
             clusters.down(NAME, progress)

@@ -34,6 +34,10 @@ class Endpoint:
         self._target, self._service, self._port = target, service, port
         self._client = httpx.Client(timeout=30)
 
+    def close(self) -> None:
+        """End the connections."""
+        self._client.close()
+
     def request(
         self,
         method: str,
@@ -74,7 +78,8 @@ class Target:
     """Set when this machine's own cluster is the target."""
     namespace: str = "levada"
     release: str = "levada"
-    _forwards: dict[tuple[str, int], tuple[subprocess.Popen[str], str]] = field(default_factory=dict)
+    _forwards: dict[tuple[str, int], tuple[subprocess.Popen[str], str]] = field(default_factory=dict, init=False)
+    _endpoints: dict[tuple[str, int], Endpoint] = field(default_factory=dict, init=False)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -137,8 +142,10 @@ class Target:
         return self.kubectl("get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{port}/proxy/metrics")
 
     def endpoint(self, component: str, port: int) -> Endpoint:
-        """HTTP to the Service of a component."""
-        return Endpoint(self, self.name(component), port)
+        """HTTP to the Service of a component; its connections live until :meth:`close`."""
+        if (component, port) not in self._endpoints:
+            self._endpoints[component, port] = Endpoint(self, self.name(component), port)
+        return self._endpoints[component, port]
 
     def url(self, service: str, port: int) -> str:
         """A URL on 127.0.0.1 that reaches the Service now."""
@@ -162,7 +169,10 @@ class Target:
         return process, f"http://127.0.0.1:{found[1]}"
 
     def close(self) -> None:
-        """End the port-forwards that this process started; those of the own cluster stay."""
+        """End the connections and port-forwards of this process; the forwards of the own cluster stay."""
+        for endpoint in self._endpoints.values():
+            endpoint.close()
+        self._endpoints.clear()
         for process, _ in self._forwards.values():
             process.terminate()
             process.wait()

@@ -57,11 +57,11 @@ def test_each_refusal_is_exact_and_nothing_is_produced(line: Line) -> None:
         (422, "iris", {"json": {**GOOD, "sepal_length": 31}}, ["sepal_length"]),
         (422, "iris", {"json": {**GOOD, "species": "rose"}}, ["species"]),
         (422, "iris", {"json": {**GOOD, "colour": "blue"}}, ["colour"]),
-        (422, "iris", {"json": {"species": "setosa"}}, ["sepal_length", "sepal_width", "petal_length", "petal_width"]),
+        (422, "iris", {"json": {"species": "setosa"}}, sorted(GOOD.keys() - {"species"})),
     ]
     for status, pipeline, options, fields in cases:
         answer = line.post(pipeline, **options)
-        assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (status, fields)
+        assert (answer.status_code, sorted(e["field"] for e in answer.json()["errors"])) == (status, fields)
         assert answer.headers["content-type"] == "application/problem+json"
     assert in_collector(line, "ends", "iris") == before
 

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from levada.batch import SKIP_EXIT_CODE
-from levada.cli import processes_model
+from levada.cli.main import main
 from levada.registry.errors import NotEnoughData, TrainingError
 
 
-@pytest.fixture
-def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+@pytest.fixture(autouse=True)
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "iris.yaml").write_text("fields: {a: {type: double}, b: {type: string}}\nmodel: {label: b}\n")
     monkeypatch.setenv("LEVADA_PIPELINES", str(tmp_path))
     monkeypatch.setenv("LEVADA_PIPELINE", "iris")
-    made = typer.Typer()
-    processes_model.register(made)
-    return made
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(NotEnoughData("12 rows"), SKIP_EXIT_CODE), (TrainingError("no such trainer"), 1)]
-)
-def test_a_training_that_stops_says_why_in_one_line(
-    app: typer.Typer, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
-) -> None:
+def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    """What the command gives to sys.exit: a code, or a message (which Python prints, with code 1)."""
+    monkeypatch.setattr(sys, "argv", ["levada", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code
+
+
+def test_a_training_that_fails_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
-        raise error
+        raise TrainingError("no such trainer")
 
     monkeypatch.setattr("levada.registry.train.train", stop)
-    result = CliRunner().invoke(app, ["train", "--run", "a"])
-    assert result.exit_code == code
-    assert str(error) in result.output or f"levada: {error}" == str(result.exception)
+    assert ended(monkeypatch, "train", "--run", "a") == "levada: no such trainer"
 
 
-def test_without_a_registry_the_variable_is_named(app: typer.Typer) -> None:
-    result = CliRunner().invoke(app, ["promote", "--run", "a"])
-    assert "LEVADA_GATE_KEY_FILE is not set" in str(result.exception)
+def test_too_few_rows_are_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: object) -> None:
+        raise NotEnoughData("12 rows")
+
+    monkeypatch.setattr("levada.registry.train.train", stop)
+    assert ended(monkeypatch, "train", "--run", "a") == SKIP_EXIT_CODE
+    assert "levada: 12 rows" in capsys.readouterr().err
+
+
+def test_without_a_registry_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "LEVADA_GATE_KEY_FILE is not set" in str(ended(monkeypatch, "promote", "--run", "a"))
+
+
+def test_a_bad_rule_is_named_by_the_process_that_meets_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "iris.yaml").write_text("fields: {a: {type: double, rule: 'aa > 1'}}\n")
+    for command in (["train", "--run", "a"], ["serve"], ["sink"]):
+        assert "fields.a.rule names the field `aa`" in str(ended(monkeypatch, *command))
