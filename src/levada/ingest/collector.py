@@ -71,8 +71,8 @@ class Collector:
         return self._producer is not None and self._producer.seen
 
     def live(self) -> bool:
-        """False only if the producer has met an error that a new process alone can mend."""
-        return self._producer is None or not self._producer.broken
+        """Whether acknowledgements are still taken; Kafka being away is no reason to start over."""
+        return self._producer is None or self._producer.alive
 
     def application(self) -> Starlette:
         """The ASGI application."""

@@ -16,6 +16,7 @@ from levada.config import CollectorSettings, KafkaSettings
 _QUEUE_KBYTES: Final = 32_768
 _POLL_SECONDS: Final = 0.1
 _LIST_SECONDS: Final = 1.0
+_RENEW_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,8 @@ class AckProducer:
     """An idempotent producer for one event loop.
 
     Delivery reports arrive on a thread of their own and are handed to the loop in batches: one wake-up for all that
-    came since the last, not one a request.
+    came since the last, not one a request. After an error that ends librdkafka's client (as when its rights come later
+    than its password) that thread makes a new one; events in the old one are answered as not acknowledged.
     """
 
     def __init__(self, kafka: KafkaSettings, collector: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
@@ -64,20 +66,25 @@ class AckProducer:
         """Topics that exist and that this client may see, as of the last look."""
         self.seen = False
         """Whether Kafka has answered at least once."""
-        self.broken = False
-        """Whether the client has met an error that it cannot recover from."""
-        self._producer = Producer(
+        self._fatal = False
+        self._kafka, self._collector = kafka, collector
+        self._producer = self._connect()
+        self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> Producer:
+        return Producer(
             {
-                **kafka.client(),
+                **self._kafka.client(),
                 "client.id": "levada-collector",
                 "acks": "all",
                 "enable.idempotence": True,
                 "compression.type": "lz4",
                 "linger.ms": 2,
                 # Room for the envelope: the limit for clients is on the body.
-                "message.max.bytes": collector.max_body_bytes + 65_536,
+                "message.max.bytes": self._collector.max_body_bytes + 65_536,
                 # Beyond this the client was told to retry, so there is no use in trying on.
-                "message.timeout.ms": int(collector.delivery_timeout * 1000),
+                "message.timeout.ms": int(self._collector.delivery_timeout * 1000),
                 "queue.buffering.max.kbytes": _QUEUE_KBYTES,
                 "reconnect.backoff.ms": 500,
                 "reconnect.backoff.max.ms": 1_000,
@@ -87,8 +94,11 @@ class AckProducer:
                 "logger": logging.getLogger("librdkafka"),
             }
         )
-        self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
-        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether delivery reports are still taken."""
+        return self._thread.is_alive()
 
     async def send(self, topic: str, value: bytes, key: str, headers: dict[str, str]) -> Receipt:
         """Produce one event and wait for its acknowledgement.
@@ -131,15 +141,22 @@ class AckProducer:
 
     def _poll(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(_POLL_SECONDS)
+            try:
+                self._producer.poll(_POLL_SECONDS)
+            except KafkaException as error:
+                self._problem(error.args[0])
+            if self._fatal:
+                self._fatal = False
+                self._producer = self._connect()
+                self._closing.wait(_RENEW_SECONDS)  # what ended the last one may not be over yet
             if self._reports:
                 reports, self._reports = self._reports, []
                 self._loop.call_soon_threadsafe(_settle, reports)
 
     def _problem(self, error: KafkaError) -> None:
         if error.fatal():
-            self.broken = True
-            log.error("the Kafka client cannot go on", error=error.str())
+            self._fatal = True
+            log.error("the Kafka client cannot go on, a new one takes over", error=error.str())
 
 
 _Report = tuple["asyncio.Future[Receipt]", Receipt | NotAcknowledgedError]

@@ -160,8 +160,9 @@ def apply(
     while True:
         try:
             admin = AdminClient({**kafka.client(), "logger": logging.getLogger("librdkafka")})
-            _apply_users(admin, kafka, users, report)
+            # Rights first: a client that can log in and may not yet produce takes that as final.
             _apply_rights(admin, rights(users, pipelines.values()), report)
+            _apply_users(admin, kafka, users, report)
             _apply_topics(admin, specs(pipelines.values()), report)
             return
         except KafkaException as error:

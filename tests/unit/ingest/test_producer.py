@@ -1,0 +1,47 @@
+"""The producer outlives librdkafka's client."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from levada.config import Settings, required
+from levada.ingest import producer as module
+from levada.ingest.producer import AckProducer
+
+from .kafka import MockKafka
+
+
+class Ended:
+    """A client that has met an error it cannot go on from, as librdkafka's shows it."""
+
+    def poll(self, _: float) -> int:
+        raise KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, "no rights yet", fatal=True))
+
+
+def test_a_client_that_ended_is_replaced(kafka: MockKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def make(config: dict[str, Any]) -> Any:
+        made.append(Ended() if not made else Producer(config))
+        return made[-1]
+
+    monkeypatch.setattr(module, "Producer", make)
+
+    async def send() -> int:
+        loop = asyncio.get_running_loop()
+        producer = AckProducer(required(settings.kafka, "kafka"), settings.collector, loop)
+        try:
+            while len(made) < 2:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(1.2)
+            receipt = await producer.send("plain", b"{}", "k", {"event-id": "1"})
+            assert producer.alive
+            return receipt.offset
+        finally:
+            await asyncio.to_thread(producer.close)
+
+    assert asyncio.run(asyncio.wait_for(send(), 20)) >= 0
