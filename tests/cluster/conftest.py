@@ -27,6 +27,7 @@ from levada.line.status import read
 from levada.line.target import Target, find, ready_pods
 
 NAME = "levada-test"
+KEEP = os.environ.get("KEEP") == "1"
 ORDER = ("cluster/", "test_install", "test_demo", "ingest", "stream", "batch", "registry", "serving",
          "test_pipelines", "test_docs", "test_faults", "test_uninstall")  # fmt: skip
 """What later tests build on comes first; what takes the line apart comes last."""
@@ -142,6 +143,8 @@ def wait_for(condition: Callable[[], Any], timeout: float) -> float:
 def line() -> Iterator[Line]:
     """Bring the line up once for all tests of the layer."""
     progress = Console()
+    if not KEEP:  # what an earlier run left when it was killed; a kept cluster is taken as it is
+        clusters.down(NAME, progress)
     own = clusters.up(NAME, progress)
     try:
         built = images.build(None, progress)
@@ -155,7 +158,7 @@ def line() -> Iterator[Line]:
         yield made
         target.close()
     finally:
-        if os.environ.get("KEEP") != "1":
+        if not KEEP:
             clusters.down(NAME, progress)
 
 

@@ -158,10 +158,10 @@ def trouble(target: Target) -> str:
 
 
 def uninstall(target: Target) -> None:
-    """``helm uninstall --wait``; volumes and credentials stay."""
+    """``helm uninstall``, until the last pod is gone; volumes and credentials stay."""
     command = [
         str(target.helm_binary), "--kube-context", target.context, "--namespace", target.namespace,
-        "uninstall", target.release, "--ignore-not-found", "--wait",
+        "uninstall", target.release, "--ignore-not-found", "--wait", "--cascade", "foreground",
     ]  # fmt: skip
     helm = subprocess.run(command, env=target.environment, capture_output=True, text=True, check=False)
     if helm.returncode != 0:

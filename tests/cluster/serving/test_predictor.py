@@ -84,6 +84,7 @@ def test_a_promoted_model_is_served_soon_and_no_request_fails(line: Line, in_tra
                 failures.append(repr(error))
                 connection.close()
             time.sleep(0.02)
+        connection.close()
 
     clients = [threading.Thread(target=client) for _ in range(2)]
     for thread in clients:
