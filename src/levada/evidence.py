@@ -37,7 +37,7 @@ class EvidenceError(ValueError):
 class Record:
     """The gate's decision on one version."""
 
-    outcome: Literal["promoted", "refused"]
+    outcome: Literal["promoted", "kept", "refused"]
     version: str
     """The version that was judged."""
     champion: str | None

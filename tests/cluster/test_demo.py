@@ -22,7 +22,7 @@ def test_first_run_promotes_and_serves_what_it_trained(line: Line) -> None:
 def test_running_it_again_is_safe(line: Line) -> None:
     first, second = line.demo(), line.demo()
     # The same rows again: the same table, a tie, and the champion stays.
-    assert second.outcome["outcome"] == "refused"
+    assert second.outcome["outcome"] == "kept"
     assert second.version == first.version == second.outcome["champion"]
     assert line.rows("iris") == 150
 

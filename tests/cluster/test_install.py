@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -58,6 +59,23 @@ def test_nothing_restarted_and_nothing_pends(line: Line) -> None:
         assert pod["status"]["phase"] == "Running", name
         for status in pod["status"]["containerStatuses"] + pod["status"].get("initContainerStatuses", []):
             assert status["restartCount"] == 0, f"{name}/{status['name']}: {status}"
+
+
+@pytest.mark.parametrize(
+    ("workload", "command"),
+    [
+        ("statefulset/levada-kafka", "ls /opt/kafka/libs | grep ^kafka-server-common"),
+        ("statefulset/levada-postgres", "postgres --version"),
+        ("statefulset/levada-s3", "weed version"),
+        ("deployment/levada-airflow-api", "python3 -c 'import importlib.metadata as m; print(m.version(\"apache-airflow\"))'"),
+        ("deployment/levada-mlflow", "python3 -c 'import importlib.metadata as m; print(m.version(\"mlflow\"))'"),
+        ("statefulset/levada-prometheus", "prometheus --version"),
+    ],
+)  # fmt: skip
+def test_the_version_named_is_the_one_that_runs(line: Line, workload: str, command: str) -> None:
+    labels = json.loads(line.kubectl("get", workload, "-o", "json"))["metadata"]["labels"]
+    named = labels["app.kubernetes.io/version"]
+    assert re.search(rf"(?<![\d.]){re.escape(named)}(?!\d)", line.exec(workload, "sh", "-c", command)), named
 
 
 def test_nano_fits(line: Line) -> None:

@@ -10,6 +10,7 @@ layer two images share has one digest and a node takes it once.
 from __future__ import annotations
 
 import ast
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -246,13 +247,19 @@ class Buildah:
     """
 
     def __init__(self, folder: Path) -> None:
-        state = f"/run/levada/buildah-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-        self._command = ["buildah", "--root", str(folder), "--runroot", state, "--storage-driver", "overlay"]
-        self._storage = f"overlay@{folder}+{state}"
+        self._state = Path(f"/run/levada/buildah-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}")
+        self._command = ["buildah", "--root", str(folder), "--runroot", str(self._state), "--storage-driver", "overlay"]
+        self._storage = f"overlay@{folder}+{self._state}"
 
     def __call__(self, *arguments: str | Path, timeout: float = BUILD_SECONDS) -> str:
         """Run one buildah command."""
         return run([*self._command, *arguments], timeout=timeout)
+
+    def leave(self) -> None:
+        """Drop what is of this run of the machine alone; nothing may be mounted."""
+        shutil.rmtree(self._state, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a builder with another cache folder works here too
+            self._state.parent.rmdir()
 
     def has(self, reference: str) -> bool:
         """Whether the storage has an image."""
@@ -334,6 +341,7 @@ class Builder:
                     for done in [pool.submit(self._image, name, hashed[name]) for name in stale]:
                         done.result()
             self._tidy({tag(each) for each in hashed.values()})
+            self.buildah.leave()
         current = {name: self.store.current(name, tag(hashed[name])) for name in wanted}
         return [self.store.archive(name, built) for name, built in current.items() if built]
 

@@ -87,7 +87,6 @@ def read(target: Target) -> Status:
         own = [pod for pod in pods if _selected(pod, workload)]
         seen.update(pod["metadata"]["name"] for pod in own)
         used = [memory[pod["metadata"]["name"]] for pod in own if pod["metadata"]["name"] in memory]
-        image = workload["spec"]["template"]["spec"]["containers"][0]["image"].partition("@")[0]
         components.append(
             Component(
                 room=workload["metadata"]["labels"]["levada.io/room"],
@@ -97,7 +96,7 @@ def read(target: Target) -> Status:
                 restarts=sum(
                     status["restartCount"] for pod in own for status in pod["status"].get("containerStatuses", [])
                 ),
-                version=image.rpartition(":")[2],
+                version=workload["metadata"]["labels"]["app.kubernetes.io/version"],
                 mebibytes=sum(used) / 2**20 if memory else None,
             )
         )

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Outcome:
     """What the gate decided, and why in one sentence."""
 
-    outcome: Literal["promoted", "refused"]
+    outcome: Literal["promoted", "kept", "refused"]
+    """Kept: good enough, but no better than the champion, which stays. Refused: not good enough for any use."""
     reason: str
 
 
@@ -49,4 +50,4 @@ def decide(
     lead = round(value - champion_value, 9)  # 0.905 - 0.9 is a little more than 0.005 in binary
     if lead > gate.margin:
         return Outcome("promoted", f"{gate.metric} leads champion {champion} by {lead:.4f}, more than {gate.margin:g}")
-    return Outcome("refused", f"{gate.metric} leads champion {champion} by {lead:.4f}, not more than {gate.margin:g}")
+    return Outcome("kept", f"{gate.metric} leads champion {champion} by {lead:.4f}, not more than {gate.margin:g}")

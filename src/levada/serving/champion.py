@@ -113,13 +113,13 @@ class Watcher:
         except EvidenceError as error:
             return error.reason, str(error)
         if record.outcome != "promoted":
-            return "gate", f"the gate refused it: {record.reason}"
+            return "gate", f"the gate did not promote it: {record.reason}"
         return "superseded", "the gate's newest record names another version"
 
     def _load(self, version: Version) -> Champion:
         record: Record = evidence.verify(self._key, self._name, version.number, version.tags)
         if record.outcome != "promoted":
-            raise EvidenceError("gate", f"the gate refused it: {record.reason}")
+            raise EvidenceError("gate", f"the gate did not promote it: {record.reason}")
         raw = self._registry.download(version.run_id, MODEL_FILE)
         if hashlib.sha256(raw).hexdigest() != record.onnx_sha256:
             raise EvidenceError("hash", "its model file is not the one that the gate judged")

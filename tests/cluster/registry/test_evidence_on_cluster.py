@@ -55,10 +55,10 @@ def test_every_version_says_what_it_came_from(line: Line) -> None:
 
 @pytest.mark.row(46)
 def test_an_alias_moved_by_hand_changes_nothing_and_the_next_gate_puts_it_back(line: Line) -> None:
-    refused = line.demo().outcome  # the same rows again: a tie
-    assert refused["outcome"] == "refused"
-    champion = refused["champion"]
-    set_alias(line, refused["version"])
+    kept = line.demo().outcome  # the same rows again: a tie
+    assert kept["outcome"] == "kept"
+    champion = kept["champion"]
+    set_alias(line, kept["version"])
     time.sleep(2 * POLL_SECONDS)
     assert served(line) == champion
     metrics = httpx.get(f"{line.predictor_url('iris')}/metrics", timeout=30).text
@@ -69,6 +69,6 @@ def test_an_alias_moved_by_hand_changes_nothing_and_the_next_gate_puts_it_back(l
     line.kubectl("rollout", "status", "deployment/levada-predictor-iris", "--timeout=120s")
     assert served(line) == champion
 
-    assert alias(line) == refused["version"]
+    assert alias(line) == kept["version"]
     line.demo()
     assert alias(line) == champion

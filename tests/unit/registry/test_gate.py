@@ -17,11 +17,11 @@ GATE = Gate(floor=0.9, margin=0.005)
     ("value", "champion_value", "outcome"),
     [
         (0.96, 0.95, "promoted"),
-        (0.95, 0.95, "refused"),  # a tie
-        (0.955, 0.95, "refused"),  # the margin itself is not enough
-        (0.905, 0.9, "refused"),  # in binary the difference is a little more than the margin
+        (0.95, 0.95, "kept"),  # a tie
+        (0.955, 0.95, "kept"),  # the margin itself is not enough
+        (0.905, 0.9, "kept"),  # in binary the difference is a little more than the margin
         (0.9551, 0.95, "promoted"),
-        (0.94, 0.95, "refused"),
+        (0.94, 0.95, "kept"),
         (0.89, 0.5, "refused"),  # better, yet below the floor
     ],
 )

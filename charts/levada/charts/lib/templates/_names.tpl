@@ -51,10 +51,24 @@ levada.io/pipeline: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* What runs in a component that is not Levada's own code; what the images pin is what is said here. */}}
+{{- define "lib.versions" -}}
+airflow-api: 3.3.2
+airflow-dag-processor: 3.3.2
+airflow-migrate: 3.3.2
+airflow-scheduler: 3.3.2
+kafka: 4.3.1
+mlflow: 3.17.2
+mlflow-migrate: 3.17.2
+postgres: "17"
+prometheus: "2.53"
+s3: "4.48"
+{{- end -}}
+
 {{- define "lib.labels" -}}
 {{ include "lib.selectorLabels" . }}
 app.kubernetes.io/part-of: levada
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ index (include "lib.versions" . | fromYaml) .component | default .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 levada.io/room: {{ .root.Chart.Name }}
 {{- end -}}
