@@ -16,6 +16,8 @@ from levada.line.status import quantity, read, render
 
 from .conftest import Line
 
+PYTHON_VERSION_OF = "python3 -c 'import importlib.metadata as m; print(m.version(\"{}\"))'"
+
 
 def names(line: Line, kind: str) -> list[str]:
     return [item["metadata"]["name"] for item in line.target.objects(kind)]
@@ -67,11 +69,11 @@ def test_nothing_restarted_and_nothing_pends(line: Line) -> None:
         ("statefulset/levada-kafka", "ls /opt/kafka/libs | grep ^kafka-server-common"),
         ("statefulset/levada-postgres", "postgres --version"),
         ("statefulset/levada-s3", "weed version"),
-        ("deployment/levada-airflow-api", "python3 -c 'import importlib.metadata as m; print(m.version(\"apache-airflow\"))'"),
-        ("deployment/levada-mlflow", "python3 -c 'import importlib.metadata as m; print(m.version(\"mlflow\"))'"),
+        ("deployment/levada-airflow-api", PYTHON_VERSION_OF.format("apache-airflow")),
+        ("deployment/levada-mlflow", PYTHON_VERSION_OF.format("mlflow")),
         ("statefulset/levada-prometheus", "prometheus --version"),
     ],
-)  # fmt: skip
+)
 def test_the_version_named_is_the_one_that_runs(line: Line, workload: str, command: str) -> None:
     labels = json.loads(line.kubectl("get", workload, "-o", "json"))["metadata"]["labels"]
     named = labels["app.kubernetes.io/version"]
