@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from levada import rules
-from levada.pipeline import Field, Pipeline
+from levada.pipeline import Pipeline
 
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -112,15 +112,25 @@ _EXPECTED: Final = {
 
 
 class Checker:
-    """Decodes and checks the events of one pipeline."""
+    """Decodes and checks the events of one pipeline.
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._fields = [(name, field, _CONVERT[field.type]) for name, field in pipeline.fields.items()]
+    Args:
+        pipeline: the declaration.
+        sealed: whether sensitive values were replaced by digests already: what is declared of the clear value cannot
+            be checked any more.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, sealed: bool = False) -> None:
+        hidden = pipeline.sensitive if sealed else frozenset()
+        self._fields = [
+            (name, field, _CONVERT[field.type], None if name in hidden else field.one_of)
+            for name, field in pipeline.fields.items()
+        ]
         self._names = frozenset(pipeline.fields)
         self._rules = [
-            (name, rules.parse(field.rule, pipeline.types))
+            (name, rule)
             for name, field in pipeline.fields.items()
-            if field.rule is not None
+            if field.rule is not None and not (rule := rules.parse(field.rule, pipeline.types)).columns & hidden
         ]
 
     def decode(self, raw: bytes) -> dict[str, Any]:
@@ -146,7 +156,7 @@ class Checker:
             for name in event
             if name not in self._names
         ]
-        for name, field, convert in self._fields:
+        for name, field, convert, one_of in self._fields:
             value = event.get(name)
             if value is None:
                 record[name] = None
@@ -158,8 +168,8 @@ class Checker:
             except _WrongType:
                 violations.append(Violation(name, "type", f"must be {_EXPECTED[field.type]}"))
                 continue
-            if field.one_of is not None and value not in field.one_of:
-                violations.append(_not_one_of(name, field))
+            if one_of is not None and value not in one_of:
+                violations.append(Violation(name, "oneOf", f"must be one of {', '.join(one_of)}"))
         if violations:
             # Rules may look at several fields; they mean something only on an event of the right types.
             raise EventError("schema", tuple(violations))
@@ -171,7 +181,3 @@ class Checker:
         if broken:
             raise EventError("schema", broken)
         return record
-
-
-def _not_one_of(name: str, field: Field) -> Violation:
-    return Violation(name, "oneOf", f"must be one of {', '.join(field.one_of or ())}")

@@ -60,11 +60,42 @@ class Field(_Model):
     """The values that a string field may have."""
     required: bool = True
     """Whether an event without this field, or with null in it, is refused."""
+    sensitive: Literal["argon2id", "hmac"] | None = None
+    """What the collector puts in place of the clear value, which nobody after it sees: ``argon2id`` with a salt of its
+    own for values that could be guessed, ``hmac`` where equal values must stay equal."""
 
     @model_validator(mode="after")
-    def _one_of_is_for_strings(self) -> Self:
+    def _is_for_strings(self) -> Self:
         if self.one_of is not None and self.type != "string":
             raise ValueError(f"oneOf is for string fields, this one is a {self.type}: use a rule with IN")
+        if self.sensitive is not None and self.type != "string":
+            raise ValueError(f"sensitive is for string fields, this one is a {self.type}: a digest is text")
+        return self
+
+
+class Rate(_Model):
+    """A bound on how often one value of a field may come."""
+
+    field: str
+    """The field whose values are counted apart."""
+    events: Annotated[int, Property(ge=1, le=1_000_000)]
+    """More events than this are suspicious."""
+    per: Duration = "1m"
+    """The time in which they are counted, in each collector by itself."""
+
+
+class Screen(_Model):
+    """One way in which an event is suspicious: a rate or a rule."""
+
+    rate: Rate | None = None
+    """Suspicious are events of a value that comes more often than this."""
+    rule: str | None = None
+    """Suspicious are events for which this boolean SQL expression is TRUE; NULL is not."""
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if (self.rate is None) == (self.rule is None):
+            raise ValueError("give one of rate and rule")
         return self
 
 
@@ -86,6 +117,11 @@ class Stream(_Model):
     """The engine of the sink."""
     commit_every: Duration = "10s"
     """Longest time between two commits to the lake while events come in."""
+    replicas: Annotated[int, Property(ge=1, le=100)] = 1
+    """Sinks that share the partitions of the topic; at most as many as there are partitions."""
+    on_topic_replaced: Literal["stop", "continue"] = "stop"
+    """What a sink does when the topic was deleted and created again: wait for an operator, or read the new topic from
+    its beginning. Either way it says so in its log and in a metric."""
 
 
 class Lake(_Model):
@@ -93,6 +129,10 @@ class Lake(_Model):
 
     dedupe_window: Duration = "24h"
     """How long after its arrival a repeated event id is recognised and dropped."""
+    late_horizon: Duration = "7d"
+    """An event whose own time lies further back than this becomes a dead letter instead of a row in its old hour."""
+    max_ahead: Duration = "1h"
+    """An event whose own time lies further in the future than this becomes a dead letter."""
 
 
 class Gate(_Model):
@@ -114,7 +154,7 @@ class Model(_Model):
     label: str
     """The field that the model predicts: a string, long or boolean field."""
     features: Annotated[tuple[str, ...], Property(min_length=1)] | None = None
-    """The fields that the model sees; by default all but the label, the key and timestamps."""
+    """The fields that the model sees; by default all but the label, the key, sensitive ones and timestamps."""
     trainer: Annotated[str, Property(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "levada.registry.trainers:linear"
     """``module:function`` in the trainer image that returns the untrained estimator."""
     schedule: str = "@hourly"
@@ -139,8 +179,12 @@ class Declaration(_Model):
     """Whether anything of the pipeline is rendered."""
     key: str | None = None
     """The field whose value is the Kafka key, so that equal keys keep their order; by default the event id."""
+    event_time: str | None = None
+    """The timestamp field that says when the event happened; by default it is when the collector took it."""
     fields: Annotated[dict[Annotated[str, Property(pattern=FIELD_NAME)], Field], Property(min_length=1)]
     """The fields of an event, by name; an event with any other field is refused."""
+    screen: dict[Annotated[str, Property(pattern=PIPELINE_NAME)], Screen] = {}
+    """What makes an event suspicious, by name; such events go to ``<topic>.review`` instead, with the reasons."""
     topic: Topic = Topic()
     """The Kafka topic of the pipeline's events."""
     stream: Stream = Stream()
@@ -157,6 +201,11 @@ class Declaration(_Model):
         """Field name → declared type, in declared order."""
         return {name: field.type for name, field in self.fields.items()}
 
+    @property
+    def sensitive(self) -> frozenset[str]:
+        """The fields whose clear value never leaves the collector."""
+        return frozenset(name for name, field in self.fields.items() if field.sensitive is not None)
+
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
         problems = [f"fields.{name}.rule {problem}" for name, problem in self._bad_rules()]
@@ -164,6 +213,17 @@ class Declaration(_Model):
             problems += self._unknown("key", self.key)
             if self.key in self.fields and not self.fields[self.key].required:
                 problems.append(f"key: `{self.key}` is not required; an event without it would have no key")
+            elif self.key in self.sensitive and self.fields[self.key].sensitive != "hmac":
+                problems.append(
+                    f"key: `{self.key}` is sensitive; only `sensitive: hmac` gives equal keys for equal values"
+                )
+        problems += self._bad_event_time()
+        problems += self._bad_screen()
+        if self.stream.replicas > self.topic.partitions:
+            problems.append(
+                f"stream.replicas is {self.stream.replicas}, the topic has {self.topic.partitions} partitions: a sink "
+                "without a partition has nothing to do"
+            )
         if self.model is not None:
             problems += self._bad_model(self.model)
         if problems:
@@ -179,6 +239,27 @@ class Declaration(_Model):
                 except rules.RuleError as error:
                     bad.append((name, str(error)))
         return bad
+
+    def _bad_event_time(self) -> list[str]:
+        if self.event_time is None:
+            return []
+        problems = self._unknown("eventTime", self.event_time)
+        field = self.fields.get(self.event_time)
+        if field is not None and (field.type != "timestamp" or not field.required):
+            problems.append(f"eventTime: `{self.event_time}` must be a required field of type timestamp")
+        return problems
+
+    def _bad_screen(self) -> list[str]:
+        problems = []
+        for name, screen in self.screen.items():
+            if screen.rate is not None:
+                problems += self._unknown(f"screen.{name}.rate.field", screen.rate.field)
+            if screen.rule is not None:
+                try:
+                    rules.parse(screen.rule, self.types)
+                except rules.RuleError as error:
+                    problems.append(f"screen.{name}.rule {error}")
+        return problems
 
     def _unknown(self, where: str, name: str) -> list[str]:
         if name in self.fields:
@@ -198,8 +279,10 @@ class Declaration(_Model):
                 problems.append(f"model.features holds the label `{feature}`; take it out")
             if feature in self.fields and self.fields[feature].type == "timestamp":
                 problems.append(f"model.features: `{feature}` is a timestamp, which no trainer takes")
+        for used in {model.label, *(model.features or ())} & self.sensitive:
+            problems.append(f"model: `{used}` is sensitive; no model is trained on a digest")
         if not problems and not self.features:
-            problems.append("model has no features: every field is the label, the key or a timestamp")
+            problems.append("model has no features: every field is the label, the key, sensitive or a timestamp")
         return problems
 
     @property
@@ -209,7 +292,7 @@ class Declaration(_Model):
             return ()
         if self.model.features is not None:
             return self.model.features
-        hidden = {self.model.label, self.key}
+        hidden = {self.model.label, self.key} | self.sensitive
         return tuple(name for name, field in self.fields.items() if name not in hidden and field.type != "timestamp")
 
 
@@ -228,6 +311,11 @@ class Pipeline(Declaration):
     def dead_topic(self) -> str:
         """Kafka topic of the events that were refused after the collector."""
         return f"{self.name}.dead"
+
+    @property
+    def review_topic(self) -> str:
+        """Kafka topic of the events that a screen found suspicious."""
+        return f"{self.name}.review"
 
     @property
     def table(self) -> tuple[str, str]:

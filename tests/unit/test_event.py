@@ -70,6 +70,26 @@ def test_violations_name_field_and_rule(change: dict[str, Any], field: str, rule
     assert [(violation.field, violation.rule) for violation in caught.value.violations] == [(field, rule)]
 
 
+def test_a_sealed_value_is_checked_for_its_type_alone() -> None:
+    declared = parse_pipeline(
+        {
+            "fields": {
+                "user": {"type": "string", "rule": "user <> pin"},
+                "pin": {"type": "string", "rule": "REGEXP(pin, '^[0-9]{4}$')", "sensitive": "argon2id"},
+                "kind": {"type": "string", "oneOf": ["a"], "sensitive": "hmac"},
+            }
+        },
+        "orders",
+    )
+    event = {"user": "u", "pin": "$argon2id$...", "kind": "0a1b"}
+    assert Checker(declared, sealed=True).check(event) == event
+    with pytest.raises(EventError) as caught:
+        Checker(declared).check(event)
+    assert [violation.field for violation in caught.value.violations] == ["kind"]
+    with pytest.raises(EventError):
+        Checker(declared, sealed=True).check({**event, "pin": 1234})
+
+
 def test_all_violations_at_once() -> None:
     assert {violation.field for violation in refused(b'{"d":"x","s":"zz","y":1}').violations} == {"d", "s", "y"}
 

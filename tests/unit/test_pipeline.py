@@ -26,6 +26,30 @@ def changed(**changes: Any) -> dict[str, Any]:
     return {**IRIS, **changes}
 
 
+ORDERS: dict[str, Any] = {
+    "key": "user_id",
+    "eventTime": "ordered_at",
+    "fields": {
+        "user_id": {"type": "string"},
+        "pin": {"type": "string", "rule": "REGEXP(pin, '^[0-9]{4}$')", "sensitive": "argon2id"},
+        "product": {"type": "string", "oneOf": ["iu_ticket"]},
+        "ordered_at": {"type": "timestamp"},
+    },
+    "screen": {"busy": {"rate": {"field": "user_id", "events": 5}}, "odd": {"rule": "product = user_id"}},
+}
+
+
+def orders(**changes: Any) -> dict[str, Any]:
+    return {**ORDERS, **changes}
+
+
+def test_sensitive_fields_are_no_features() -> None:
+    pipeline = parse_pipeline(orders(key=None, model={"label": "product"}), "orders")
+    assert pipeline.sensitive == {"pin"}
+    assert pipeline.features == ("user_id",)
+    assert pipeline.review_topic == "orders.review"
+
+
 def test_everything_is_derived() -> None:
     pipeline = parse_pipeline(IRIS, "my-iris")
     assert pipeline.topic_name == "my-iris"
@@ -56,6 +80,16 @@ def test_seconds() -> None:
         (changed(fields={}, key=None, model=None), "fields"),
         (changed(topic={"retention": "7 days"}), "topic.retention"),
         (changed(fields={"label": {"type": "string"}}, key=None, model={"label": "label"}), "no features"),
+        (orders(fields={"n": {"type": "long", "sensitive": "hmac"}}, key=None), "sensitive is for string fields"),
+        (orders(key="pin"), "key: `pin` is sensitive; only `sensitive: hmac`"),
+        (orders(model={"label": "product", "features": ["pin"]}), "model: `pin` is sensitive"),
+        (orders(model={"label": "pin"}), "model: `pin` is sensitive"),
+        (orders(eventTime="ordered"), "eventTime names the field `ordered`.*did you mean `ordered_at`"),
+        (orders(eventTime="product"), "eventTime: `product` must be a required field of type timestamp"),
+        (orders(screen={"busy": {"rate": {"field": "user", "events": 5}}}), "screen.busy.rate.field names the field"),
+        (orders(screen={"odd": {"rule": "product LIKE 1"}}), "screen.odd.rule"),
+        (orders(screen={"odd": {}}), "screen.odd: give one of rate and rule"),
+        (orders(stream={"replicas": 4}), "stream.replicas is 4, the topic has 3 partitions"),
     ],
 )
 def test_mistakes_are_named(entry: dict[str, Any], message: str) -> None:
