@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from levada import __version__
-from levada.cli import cluster, images, line, processes_line, processes_model
+from levada.cli import cluster, drill, images, line, processes_line, processes_model
 from levada.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -25,6 +25,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 line.register(app)
 app.add_typer(cluster.app, name="cluster", help="The Kubernetes that is built and started on this machine.")
 app.add_typer(images.app, name="images", help="The images of the line.")
+drill.register(app)
 processes_line.register(app)
 processes_model.register(app)
 

@@ -1,0 +1,329 @@
+"""Send numbered events, break things meanwhile, and count what came out.
+
+Every answer goes into a ledger. A batch that was not acknowledged whole is sent again under the same idempotency key,
+as a client should, until it is; then the table must hold every event once and each writer's events in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from levada.cluster import cgroups
+from levada.line.demo import lake_state
+from levada.line.target import LineError, Target
+from levada.pipeline import Pipeline
+
+FIELDS: Final = {"writer": "string", "number": "long", "note": "string"}
+"""Fields that the drill's pipeline must declare, as examples/drill/values.yaml does."""
+KINDS: Final = ("kill", "pause")
+_NOTE: Final = "x" * 100
+_PAUSE_SECONDS: Final = (0.5, 8.0)
+_BACK_SECONDS: Final = 300.0
+_DRAIN_SECONDS: Final = 600.0
+_ATTEMPT_SECONDS: Final = 30.0
+
+
+@dataclass
+class Ledger:
+    """What was sent and how it was answered, one line a batch in a file."""
+
+    path: Path
+    answers: Counter[str] = field(default_factory=Counter)
+    """Answer (status, or the class of a broken connection) → batches so answered; one batch may count many times."""
+    acknowledged: int = 0
+    """Events acknowledged, each once."""
+    ends: dict[int, int] = field(default_factory=dict)
+    """Partition → offset after the last acknowledged event."""
+    longest: float = 0.0
+    """Longest time in seconds that one batch took from its first attempt to its acknowledgement."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, key: str, lines: int, attempts: Sequence[str], seconds: float, receipts: Sequence[Any]) -> None:
+        """Enter one batch that was acknowledged after these answers."""
+        entry = {"key": key, "lines": lines, "answers": list(attempts), "seconds": round(seconds, 3)}
+        with self._lock:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.answers.update(attempts)
+            self.acknowledged += lines
+            self.longest = max(self.longest, seconds)
+            for receipt in receipts:
+                partition, end = receipt["partition"], receipt["offset"] + 1
+                self.ends[partition] = max(self.ends.get(partition, 0), end)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a drill does. The seed decides what is broken and when; the same seed gives the same plan."""
+
+    events: int
+    faults: int
+    kinds: tuple[str, ...] = ("kill",)
+    components: tuple[str, ...] = ("sink", "collector", "kafka")
+    seed: int = 1
+    connections: int = 4
+    lines: int = 250
+    """Events in a batch, each of a writer of its own."""
+
+    @property
+    def batches(self) -> int:
+        """Batches of each connection; the last one is not cut short, so there may be a few events more."""
+        return -(-self.events // (self.connections * self.lines))
+
+    @property
+    def total(self) -> int:
+        """Events that are sent."""
+        return self.connections * self.batches * self.lines
+
+    def schedule(self) -> list[tuple[int, str, str]]:
+        """(events acknowledged before it, kind, component) of every fault, in order."""
+        chance = random.Random(self.seed)  # noqa: S311
+        return sorted(
+            (chance.randrange(self.total), chance.choice(self.kinds), chance.choice(self.components))
+            for _ in range(self.faults)
+        )
+
+
+@dataclass
+class Result:
+    """What a drill saw."""
+
+    plan: Plan
+    ledger: Ledger
+    faults: Counter[str]
+    """Fault → how often it was done."""
+    audit: dict[str, Any]
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether every acknowledged event is there once and in order."""
+        found = self.audit
+        return not (found["missing"] or found["repeated"] or found["disordered"]) and found["rows"] == self.plan.total
+
+    def render(self) -> str:
+        """The ledger in a few lines of at most 80 columns."""
+        plan, found = self.plan, self.audit
+        writers = plan.connections * plan.lines
+        answers = ", ".join(f"{count} × {answer}" for answer, count in self.ledger.answers.most_common())
+        faults = ", ".join(f"{count} × {fault}" for fault, count in sorted(self.faults.items())) or "none"
+        return "\n".join(
+            [
+                f"Drill with seed {plan.seed}: {plan.total} events by {writers} writers in {self.seconds:.0f} s",
+                f"  faults        {faults}",
+                f"  answers       {answers}",
+                f"  acknowledged  {self.ledger.acknowledged} events; longest wait {self.ledger.longest:.1f} s",
+                f"  in the lake   {found['rows']} rows, {found['events']} event ids",
+                f"  lost {found['missing']}, doubled {found['repeated']}, out of order {found['disordered']}",
+                f"  ledger        {self.ledger.path}",
+            ]
+        )
+
+
+class Drill:
+    """One drill on an installed line."""
+
+    def __init__(
+        self, target: Target, pipeline: Pipeline, plan: Plan, ledger: Path, say: Callable[[str], None]
+    ) -> None:
+        if pipeline.types != FIELDS or pipeline.key != "writer":
+            raise LineError(
+                f"pipeline {pipeline.name} does not take the drill's events: install the line with "
+                "--values examples/drill/values.yaml and drill the pipeline `drill`"
+            )
+        self._target, self._pipeline, self._plan, self._say = target, pipeline, plan, say
+        self._chance = random.Random(plan.seed)  # noqa: S311
+        self._prefix = f"drill-{uuid.uuid4().hex[:8]}-"
+        self._ledger = Ledger(ledger)
+        self._key = target.secret("api-key", "key")
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
+
+    def run(self) -> Result:
+        """Send all events while the faults are done, wait for the lake, count.
+
+        Raises:
+            LineError: the line did not come back, or the lake did not catch up.
+        """
+        plan, done = self._plan, Counter[str]()
+        begin = time.monotonic()
+        senders = [threading.Thread(target=self._send_all, args=(c,), daemon=True) for c in range(plan.connections)]
+        for thread in senders:
+            thread.start()
+        try:
+            for number, (after, kind, component) in enumerate(plan.schedule(), start=1):
+                self._wait(partial(self._reached, after))
+                what = self._break(kind, component)
+                done[f"{kind} {component}"] += 1
+                self._say(f"{self._ledger.acknowledged:>9} events, fault {number} of {plan.faults}: {what}")
+            self._wait(lambda: not any(thread.is_alive() for thread in senders))
+        finally:
+            self._stop.set()
+        self._drain()
+        return Result(plan, self._ledger, done, self._audit(), time.monotonic() - begin)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait while events flow; an outage of minutes on end is an error of the line."""
+        seen, since = self._ledger.acknowledged, time.monotonic()
+        while not condition():
+            if self._errors:
+                raise LineError(f"the drill's client failed: {self._errors[0]!r}") from self._errors[0]
+            if self._ledger.acknowledged != seen:
+                seen, since = self._ledger.acknowledged, time.monotonic()
+            elif time.monotonic() - since > _BACK_SECONDS:
+                raise LineError(f"no event was acknowledged for {_BACK_SECONDS:.0f} s")
+            time.sleep(0.05)
+
+    def _reached(self, events: int) -> bool:
+        return self._ledger.acknowledged >= events
+
+    def _send_all(self, connection: int) -> None:
+        plan = self._plan
+        url = f"/v1/{self._pipeline.name}/events"
+        try:
+            with httpx.Client(timeout=_ATTEMPT_SECONDS) as client:
+                for batch in range(plan.batches):
+                    events = (
+                        {"writer": f"{self._prefix}{connection}-{line}", "number": batch, "note": _NOTE}
+                        for line in range(plan.lines)
+                    )
+                    body = "\n".join(map(json.dumps, events)).encode()
+                    self._send(client, url, f"{self._prefix}c{connection}-b{batch}", body)
+        except BaseException as error:
+            self._errors.append(error)
+
+    def _send(self, client: httpx.Client, path: str, key: str, body: bytes) -> None:
+        """Send one batch until it is acknowledged whole."""
+        headers = {
+            "Authorization": f"Bearer {self._key}",
+            "Content-Type": "application/x-ndjson",
+            "Idempotency-Key": key,
+        }
+        attempts: list[str] = []
+        begin = time.monotonic()
+        while not self._stop.is_set():
+            pause = 0.1
+            try:
+                url = self._target.url(self._target.name("collector"), 8080)
+                answer = client.post(url + path, content=body, headers=headers)
+            except (httpx.TransportError, LineError) as error:
+                attempts.append(type(error).__name__)
+            else:
+                attempts.append(str(answer.status_code))
+                if answer.status_code == 202:
+                    receipts = answer.json()["receipts"]
+                    if len(receipts) != self._plan.lines:
+                        raise LineError(f"{self._plan.lines} lines were answered with {len(receipts)} receipts")
+                    self._ledger.note(key, self._plan.lines, attempts, time.monotonic() - begin, receipts)
+                    return
+                if answer.status_code not in (207, 429, 502, 503):
+                    raise LineError(f"batch {key} was answered {answer.status_code}: {answer.text[:300]}")
+                pause = min(float(answer.headers.get("Retry-After", pause)), 2.0)
+            self._stop.wait(pause)
+
+    def _break(self, kind: str, component: str) -> str:
+        """Do one fault to a random running pod of the component; what was done, for a person."""
+        pod = self._running(component)
+        name = pod["metadata"]["name"]
+        if kind == "pause":
+            seconds = self._chance.uniform(*_PAUSE_SECONDS)
+            with _signalled(self._pids(pod), signal.SIGSTOP, signal.SIGCONT):
+                time.sleep(seconds)
+            return f"{name} stood still for {seconds:.1f} s"
+        if self._target.cluster is None:
+            self._target.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
+            return f"{name} deleted without grace"
+        for pid in self._pids(pod):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return f"{name} killed"
+
+    def _running(self, component: str) -> dict[str, Any]:
+        """A pod of the component whose first container runs; waits for one."""
+        selector = f"app.kubernetes.io/component={component}"
+        if component in ("sink", "predictor"):
+            selector += f",levada.io/pipeline={self._pipeline.name}"
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            with suppress(LineError):
+                found[:] = [
+                    pod
+                    for pod in self._target.objects("pods", selector)
+                    if "deletionTimestamp" not in pod["metadata"]
+                    and any("running" in status["state"] for status in pod["status"].get("containerStatuses", []))
+                ]
+            return bool(found)
+
+        deadline = time.monotonic() + _BACK_SECONDS
+        while not there():
+            if time.monotonic() > deadline:
+                raise LineError(f"no pod of {component} runs: see levada status")
+            time.sleep(0.5)
+        return self._chance.choice(found)
+
+    def _pids(self, pod: dict[str, Any]) -> list[int]:
+        """Processes, on this machine, of a pod's first container."""
+        if self._target.cluster is None:
+            raise LineError("pausing needs this machine's own cluster; with a kube context, use kill")
+        container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+        return [pid for pid in cgroups.processes(self._target.cluster.plan.cgroup) if container in _group_of(pid)]
+
+    def _drain(self) -> None:
+        """Wait until the sinks have committed everything that was acknowledged."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        behind = dict(self._ledger.ends)
+        while behind:
+            if time.monotonic() > deadline:
+                raise LineError(f"not in the lake after {_DRAIN_SECONDS:.0f} s: partition → offset {behind}")
+            time.sleep(1)
+            with suppress(LineError):
+                committed, _ = lake_state(self._target, self._pipeline.name)
+                behind = {p: end for p, end in self._ledger.ends.items() if committed.get(p, 0) < end}
+
+    def _audit(self) -> dict[str, Any]:
+        """Have a sink's pod count, since it is what can read the lake."""
+        plan = self._plan
+        shape = [f"--connections={plan.connections}", f"--batches={plan.batches}", f"--lines={plan.lines}"]
+        name = self._running("sink")["metadata"]["name"]
+        found: dict[str, Any] = json.loads(
+            self._target.kubectl(
+                "exec", name, "--container", "sink", "--", "levada", "audit", self._prefix, *shape, timeout=600
+            )
+        )
+        return found
+
+
+@contextmanager
+def _signalled(pids: Sequence[int], first: signal.Signals, after: signal.Signals) -> Iterator[None]:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, first)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, after)
+
+
+def _group_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

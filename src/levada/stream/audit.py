@@ -1,0 +1,91 @@
+"""Counting what numbered events became: rows, repeated rows, missing rows, and their order in each key.
+
+A drill numbers its events. Batch ``b`` of connection ``c`` has the idempotency key ``<prefix>c<c>-b<b>``, and each of
+its lines is the next event of a writer of its own; so an event id tells connection, batch and line, and whoever knows
+how many there were can say what is missing without a list.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pyiceberg.catalog.sql import SqlCatalog
+
+from levada.pipeline import Pipeline
+
+_ID: Final = re.compile(r"c(\d+)-b(\d+)[^0-9]+(\d+)")
+_NOWHERE: Final = -1
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a table holds of the events of one prefix."""
+
+    rows: int
+    events: int
+    """Different event ids."""
+    repeated: int
+    """Rows beyond the first of their event id."""
+    missing: int
+    """Events that were to be there and are not."""
+    disordered: int
+    """Events that lie before an earlier event of their writer, or in another partition than it."""
+    first_missing: tuple[str, ...]
+    """Ids of at most ten of the missing events, up to the line."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def audit(catalog: SqlCatalog, pipeline: Pipeline, prefix: str, connections: int, batches: int, lines: int) -> Audit:
+    """Count the events ``prefix`` of ``connections`` × ``batches`` × ``lines`` in the pipeline's table.
+
+    Lines count from 1, connections and batches from 0.
+    """
+    shape = (connections, lines, batches)
+    offsets: NDArray[np.int64] = np.full(shape, _NOWHERE, np.int64)
+    partitions: NDArray[np.int32] = np.full(shape, _NOWHERE, np.int32)
+    rows = repeated = 0
+    scan = catalog.load_table(pipeline.table).scan(selected_fields=("_event_id", "_partition", "_offset"))
+    for batch in scan.to_arrow_batch_reader():
+        for event_id, partition, offset in zip(
+            batch["_event_id"].to_pylist(), batch["_partition"].to_pylist(), batch["_offset"].to_pylist(), strict=True
+        ):
+            if not event_id.startswith(prefix):
+                continue
+            found = _ID.fullmatch(event_id, len(prefix))
+            if found is None:
+                continue
+            place = (int(found[1]), int(found[3]) - 1, int(found[2]))
+            rows += 1
+            if offsets[place] != _NOWHERE:
+                repeated += 1
+                continue
+            offsets[place], partitions[place] = offset, partition
+    there = offsets != _NOWHERE
+    gone = np.argwhere(~there)
+    return Audit(
+        rows=rows,
+        events=int(there.sum()),
+        repeated=repeated,
+        missing=len(gone),
+        disordered=_disordered(offsets, partitions),
+        first_missing=tuple(f"{prefix}c{c}-b{b} line {line + 1}" for c, line, b in gone[:10]),
+    )
+
+
+def _disordered(offsets: NDArray[np.int64], partitions: NDArray[np.int32]) -> int:
+    """Events of a writer that do not follow the one before; missing ones are left out."""
+    wrong = 0
+    for of_writer, in_partition in zip(
+        offsets.reshape(-1, offsets.shape[-1]), partitions.reshape(-1, offsets.shape[-1]), strict=True
+    ):
+        there = of_writer != _NOWHERE
+        wrong += int((np.diff(of_writer[there]) <= 0).sum())
+        wrong += int((np.diff(in_partition[there]) != 0).sum())
+    return wrong
