@@ -48,6 +48,8 @@ class KafkaSettings(_Block):
     ca: Path | None = None
     credentials: Path | None = None
     """Folder with the files ``username`` and ``password``."""
+    replication_factor: int = 3
+    """Brokers that keep a copy of each new topic."""
 
     def client(self) -> dict[str, Any]:
         """Connection settings in librdkafka's names; holds the password, never log it."""

@@ -1,4 +1,4 @@
-"""Commands of the pods that move events: collector, sink, and the Jobs that prepare Kafka and the stores."""
+"""Commands of the pods that move events: collector, sink, and the Jobs that prepare the stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from levada.config import required, settings
-from levada.pipeline import load_pipeline, load_pipelines
+from levada.pipeline import load_pipeline
 
 _Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to keep trying.")]
 
@@ -19,7 +19,6 @@ def register(app: typer.Typer) -> None:
     app.command("sink")(sink)
     app.command("wait")(wait)
     for name, text, command in (
-        ("topics", "Kafka's topics, users and rights.", apply_topics),
         ("stores", "Databases, roles and buckets.", apply_stores),
         ("credentials", "Secrets that are made once and kept.", apply_credentials),
     ):
@@ -59,25 +58,6 @@ def sink(
     kafka = required(config.kafka, "LEVADA_KAFKA__BOOTSTRAP")
     for partition, offset in accept_topic(lake.catalog(config), kafka, pipeline).items():
         typer.echo(f"partition {partition}: goes on at offset {offset}")
-
-
-def apply_topics(
-    users: Annotated[Path, typer.Option(help="Folder with a folder a client: username, password.")] = Path(
-        "/etc/levada/credentials/kafka-users"
-    ),
-    timeout: _Timeout = 300,
-) -> None:
-    """Make users, rights and topics as declared."""
-    from levada.ingest import topics
-
-    config = settings()
-    topics.apply(
-        required(config.kafka, "LEVADA_KAFKA__BOOTSTRAP"),
-        load_pipelines(config.pipelines),
-        topics.users_in(users),
-        timeout=timeout,
-        report=typer.echo,
-    )
 
 
 def apply_stores(

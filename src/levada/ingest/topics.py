@@ -1,7 +1,7 @@
 """What Kafka must hold before events flow: topics as declared, a SCRAM user a client, and each client's rights.
 
 Everything is compared first and changed only where it differs, so the same command runs at every rollout and every
-few minutes against drift.
+few minutes against drift, and a plan is what it would do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,13 +38,12 @@ from levada.errors import UserError
 from levada.pipeline import Pipeline, seconds
 
 MAX_MESSAGE_BYTES: Final = 10 * 1024 * 1024
-DEAD_LETTER_ROOM: Final = 65_536
-"""A dead letter is the refused message plus headers that say why."""
+HEADER_ROOM: Final = 65_536
+"""A dead letter, or an event for review, is the message plus headers that say why."""
 
 _ITERATIONS: Final = 8192
 _REQUEST_SECONDS: Final = 15.0
 _LOGIN_SECONDS: Final = 5.0
-_MAX_REPLICAS: Final = 3
 _CLUSTER: Final = "kafka-cluster"
 
 Report = Callable[[str], None]
@@ -83,6 +82,28 @@ class TopicSpec:
         }
 
 
+@dataclass(frozen=True)
+class Change:
+    """One thing that Kafka does not have as declared."""
+
+    what: str
+    """What is done about it, in the present tense."""
+    make: Callable[[AdminClient], None]
+
+
+@dataclass
+class Plan:
+    """What is to be done, and what is left alone with the reason."""
+
+    changes: list[Change] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """What is declared and cannot be had."""
+    kept: list[str] = field(default_factory=list)
+    """What is there, is not as declared, and is for an operator to decide."""
+    as_declared: int = 0
+    """Topics, users and rights that need nothing."""
+
+
 def users_in(folder: Path) -> list[User]:
     """The users of a folder with one subfolder a client: ``username``, and ``password`` if the user is ours to make."""
     if not folder.is_dir():
@@ -99,20 +120,25 @@ def users_in(folder: Path) -> list[User]:
 
 
 def specs(pipelines: Iterable[Pipeline]) -> list[TopicSpec]:
-    """The topics that these pipelines need: one for events and one for dead letters each."""
+    """The topics that these pipelines need: for events, for dead letters, and for review where there is a screen."""
     return [
         TopicSpec(
             name, pipeline.topic.partitions, int(seconds(pipeline.topic.retention) * 1000), MAX_MESSAGE_BYTES + room
         )
         for pipeline in pipelines
         if pipeline.enabled
-        for name, room in ((pipeline.topic_name, 0), (pipeline.dead_topic, DEAD_LETTER_ROOM))
+        for name, room in (
+            (pipeline.topic_name, 0),
+            (pipeline.dead_topic, HEADER_ROOM),
+            *([(pipeline.review_topic, HEADER_ROOM)] if pipeline.screen else []),
+        )
     ]
 
 
 def rights(users: Iterable[User], pipelines: Iterable[Pipeline]) -> list[AclBinding]:
     """What each client may do; whatever is not listed is refused."""
-    topics = [(pipeline.topic_name, pipeline.dead_topic) for pipeline in pipelines if pipeline.enabled]
+    active = [pipeline for pipeline in pipelines if pipeline.enabled]
+    screened = [pipeline for pipeline in active if pipeline.screen]
     wanted: list[AclBinding] = []
     for user in users:
 
@@ -130,22 +156,50 @@ def rights(users: Iterable[User], pipelines: Iterable[Pipeline]) -> list[AclBind
 
         match user.client:
             case "collector":
-                for topic, _ in topics:
-                    allow(ResourceType.TOPIC, topic, AclOperation.WRITE, AclOperation.DESCRIBE)
+                for pipeline in active:
+                    allow(ResourceType.TOPIC, pipeline.topic_name, AclOperation.WRITE, AclOperation.DESCRIBE)
+                for pipeline in screened:
+                    allow(ResourceType.TOPIC, pipeline.review_topic, AclOperation.WRITE, AclOperation.DESCRIBE)
                 allow(ResourceType.BROKER, _CLUSTER, AclOperation.IDEMPOTENT_WRITE)
             case "sink":
-                for topic, dead in topics:
-                    allow(ResourceType.TOPIC, topic, AclOperation.READ, AclOperation.DESCRIBE)
-                    allow(ResourceType.TOPIC, dead, AclOperation.WRITE, AclOperation.DESCRIBE)
+                for pipeline in active:
+                    allow(ResourceType.TOPIC, pipeline.topic_name, AclOperation.READ, AclOperation.DESCRIBE)
+                    allow(ResourceType.TOPIC, pipeline.dead_topic, AclOperation.WRITE, AclOperation.DESCRIBE)
                 allow(ResourceType.GROUP, "levada-sink-", AclOperation.READ, pattern=ResourcePatternType.PREFIXED)
+                allow(ResourceType.BROKER, _CLUSTER, AclOperation.IDEMPOTENT_WRITE)
+            case "loader":
+                for pipeline in active:
+                    allow(ResourceType.TOPIC, pipeline.topic_name, AclOperation.READ, AclOperation.DESCRIBE)
+                allow(ResourceType.GROUP, "levada-load-", AclOperation.READ, pattern=ResourcePatternType.PREFIXED)
+            case "admin":
+                # It releases what was held for review, and replays dead letters.
+                for pipeline in active:
+                    held = [pipeline.dead_topic, *([pipeline.review_topic] if pipeline.screen else [])]
+                    for name in (pipeline.topic_name, *held):
+                        allow(ResourceType.TOPIC, name, AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE)
+                for group in ("levada-review-", "levada-dead-"):
+                    allow(ResourceType.GROUP, group, AclOperation.READ, pattern=ResourcePatternType.PREFIXED)
                 allow(ResourceType.BROKER, _CLUSTER, AclOperation.IDEMPOTENT_WRITE)
             case "metrics":
                 allow(ResourceType.TOPIC, "*", AclOperation.DESCRIBE)
                 allow(ResourceType.GROUP, "*", AclOperation.DESCRIBE)
                 allow(ResourceType.BROKER, _CLUSTER, AclOperation.DESCRIBE)
             case other:
-                raise TopicsError(f"Kafka user {other} is none of collector, sink, metrics: take its folder away")
+                raise TopicsError(
+                    f"Kafka user {other} is none of collector, sink, loader, admin, metrics: take its folder away"
+                )
     return wanted
+
+
+def plan(
+    kafka: KafkaSettings, pipelines: Mapping[str, Pipeline], users: list[User], *, timeout: float, report: Report
+) -> Plan:
+    """What :func:`apply` would do; asks Kafka until it answers, for ``timeout`` seconds.
+
+    Raises:
+        TopicsError: it did not answer in time.
+    """
+    return _insist(kafka, lambda admin: _plan(admin, kafka, pipelines, users), timeout, report)
 
 
 def apply(
@@ -154,17 +208,30 @@ def apply(
     """Make Kafka as declared; try again until it answers, for ``timeout`` seconds.
 
     Raises:
-        TopicsError: it did not answer in time, or what is declared cannot be had, such as fewer partitions.
+        TopicsError: it did not answer in time, or what is declared cannot be had, such as fewer partitions; all else
+            was done.
     """
+
+    def make(admin: AdminClient) -> Plan:
+        todo = _plan(admin, kafka, pipelines, users)
+        for change in todo.changes:
+            change.make(admin)
+            report(change.what)
+        return todo
+
+    done = _insist(kafka, make, timeout, report)
+    for line in done.kept:
+        report(line)
+    report(f"{done.as_declared} topics, users and rights were as declared, {len(done.changes)} changes were made")
+    if done.refused:
+        raise TopicsError("\n".join(done.refused))
+
+
+def _insist(kafka: KafkaSettings, act: Callable[[AdminClient], Plan], timeout: float, report: Report) -> Plan:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            admin = AdminClient({**kafka.client(), "logger": logging.getLogger("librdkafka")})
-            # Rights first: a client that can log in and may not yet produce takes that as final.
-            _apply_rights(admin, rights(users, pipelines.values()), report)
-            _apply_users(admin, kafka, users, report)
-            _apply_topics(admin, specs(pipelines.values()), report)
-            return
+            return act(AdminClient({**kafka.client(), "logger": logging.getLogger("librdkafka")}))
         except KafkaException as error:
             problem = error.args[0].str()
             if time.monotonic() >= deadline:
@@ -173,20 +240,35 @@ def apply(
             time.sleep(2)
 
 
-def _apply_users(admin: AdminClient, kafka: KafkaSettings, users: list[User], report: Report) -> None:
+def _plan(admin: AdminClient, kafka: KafkaSettings, pipelines: Mapping[str, Pipeline], users: list[User]) -> Plan:
+    made = Plan()
+    everyone = list(users)
+    if kafka.credentials is not None:
+        everyone.append(User("admin", read_secret(kafka.credentials / "username"), None))
+    # Rights first: a client that can log in and may not yet produce takes that as final.
+    _plan_rights(admin, rights(everyone, pipelines.values()), made)
+    _plan_users(admin, kafka, users, made)
+    _plan_topics(admin, pipelines.values(), kafka.replication_factor, made)
+    return made
+
+
+def _plan_users(admin: AdminClient, kafka: KafkaSettings, users: list[User], made: Plan) -> None:
     ours = [(user, user.password.encode()) for user in users if user.password is not None]
     if not ours:
         return
     present = admin.describe_user_scram_credentials([user.name for user, _ in ours], request_timeout=_REQUEST_SECONDS)
     for user, password in ours:
         if _has_scram(present[user.name]) and _can_log_in(kafka, user):
-            report(f"user {user.name}: unchanged")
+            made.as_declared += 1
             continue
         upsertion = UserScramCredentialUpsertion(
             user.name, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, _ITERATIONS), password
         )
-        _results(admin.alter_user_scram_credentials([upsertion], request_timeout=_REQUEST_SECONDS))
-        report(f"user {user.name}: password set")
+
+        def make(admin: AdminClient, upsertion: UserScramCredentialUpsertion = upsertion) -> None:
+            _results(admin.alter_user_scram_credentials([upsertion], request_timeout=_REQUEST_SECONDS))
+
+        made.changes.append(Change(f"user {user.name}: set the password", make))
 
 
 def _has_scram(description: Future[Any]) -> bool:
@@ -210,62 +292,97 @@ def _can_log_in(kafka: KafkaSettings, user: User) -> bool:
     return True
 
 
-def _apply_rights(admin: AdminClient, wanted: list[AclBinding], report: Report) -> None:
+def _plan_rights(admin: AdminClient, wanted: list[AclBinding], made: Plan) -> None:
     if not wanted:
         return
     everything = AclBindingFilter(
         ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
     )
     present = set(admin.describe_acls(everything, request_timeout=_REQUEST_SECONDS).result())
-    missing = [binding for binding in wanted if binding not in present]
-    if missing:
-        _results(admin.create_acls(missing, request_timeout=_REQUEST_SECONDS))
-    for binding in missing:
-        kind = "cluster" if binding.restype is ResourceType.BROKER else binding.restype.name.lower()
-        report(f"right {binding.principal} {binding.operation.name} on {kind} {binding.name}: created")
-    report(f"rights: {len(wanted) - len(missing)} unchanged")
-
-
-def _apply_topics(admin: AdminClient, wanted: list[TopicSpec], report: Report) -> None:
-    listing = admin.list_topics(timeout=_REQUEST_SECONDS)
-    replicas = min(_MAX_REPLICAS, len(listing.brokers))
-    refused = []
-    for spec in wanted:
-        present = listing.topics.get(spec.name)
-        if present is None:
-            topic = NewTopic(spec.name, spec.partitions, replicas, config=spec.config(replicas))
-            _results(admin.create_topics([topic], request_timeout=_REQUEST_SECONDS))
-            report(f"topic {spec.name}: created with {spec.partitions} partitions, {replicas} replicas")
+    for binding in wanted:
+        if binding in present:
+            made.as_declared += 1
             continue
-        partitions = len(present.partitions)
-        if partitions > spec.partitions:
-            refused.append(
-                f"topic {spec.name} has {partitions} partitions, the declaration asks for {spec.partitions}: "
-                f"Kafka cannot take partitions away, set topic.partitions to {partitions} or more"
+
+        def make(admin: AdminClient, binding: AclBinding = binding) -> None:
+            _results(admin.create_acls([binding], request_timeout=_REQUEST_SECONDS))
+
+        kind = "cluster" if binding.restype is ResourceType.BROKER else binding.restype.name.lower()
+        made.changes.append(
+            Change(f"{binding.principal}: allow {binding.operation.name} on {kind} {binding.name}", make)
+        )
+
+
+def _plan_topics(admin: AdminClient, pipelines: Iterable[Pipeline], replicas: int, made: Plan) -> None:
+    wanted = {spec.name: spec for spec in specs(pipelines)}
+    listing = admin.list_topics(timeout=_REQUEST_SECONDS)
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted if name in listing.topics]
+    present = admin.describe_configs(resources, request_timeout=_REQUEST_SECONDS) if resources else {}
+    configs = {resource.name: future.result() for resource, future in present.items()}
+    for name, spec in wanted.items():
+        if name not in listing.topics:
+            made.changes.append(_creation(spec, replicas))
+            continue
+        partitions = listing.topics[name].partitions
+        before = len(made.changes) + len(made.refused)
+        if len(partitions) > spec.partitions:
+            made.refused.append(
+                f"topic {name} has {len(partitions)} partitions, the declaration asks for {spec.partitions}: "
+                f"Kafka cannot take partitions away, set topic.partitions to {len(partitions)} or more"
             )
-        elif partitions < spec.partitions:
-            grown = NewPartitions(spec.name, spec.partitions)
-            _results(admin.create_partitions([grown], request_timeout=_REQUEST_SECONDS))
-            report(f"topic {spec.name}: {partitions} → {spec.partitions} partitions")
-        # Replicas are those the topic has: moving a topic to more brokers is a migration, not an update.
-        has_replicas = min(len(partition.replicas) for partition in present.partitions.values())
-        _apply_config(admin, spec.name, spec.config(has_replicas), report)
-    if refused:
-        raise TopicsError("\n".join(refused))
+        elif len(partitions) < spec.partitions:
+            made.changes.append(_growth(spec, len(partitions)))
+        # Copies are those the topic has: to move a topic onto more brokers is a migration, and not done silently.
+        has = min(len(partition.replicas) for partition in partitions.values())
+        if has != replicas:
+            made.kept.append(
+                f"topic {name}: {has} replicas kept, new ones get {replicas}: docs/how-to/kafka.md says how to move it"
+            )
+        config = spec.config(has)
+        different = {key: value for key, value in config.items() if configs[name][key].value != value}
+        if different:
+            made.changes.append(_setting(name, different, {key: configs[name][key].value for key in different}))
+        if len(made.changes) + len(made.refused) == before:
+            made.as_declared += 1
+    made.kept += [
+        f"topic {name}: kept, no pipeline declares it; delete it by hand if its events are not needed"
+        for name in _abandoned(set(listing.topics), set(wanted))
+    ]
 
 
-def _apply_config(admin: AdminClient, topic: str, wanted: dict[str, str], report: Report) -> None:
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-    present = _results(admin.describe_configs([resource], request_timeout=_REQUEST_SECONDS))[0]
-    changes = {name: value for name, value in wanted.items() if present[name].value != value}
-    if not changes:
-        report(f"topic {topic}: settings unchanged")
-        return
-    entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in changes.items()]
-    change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-    _results(admin.incremental_alter_configs([change], request_timeout=_REQUEST_SECONDS))
-    for name, value in changes.items():
-        report(f"topic {topic}: {name} {present[name].value} → {value}")
+def _abandoned(there: set[str], wanted: set[str]) -> list[str]:
+    """Topics of pipelines that are gone: those with a topic for dead letters beside them are the line's own."""
+    mains = {name.removesuffix(".dead") for name in there if name.endswith(".dead")} & there
+    ours = {name for main in mains for name in (main, f"{main}.dead", f"{main}.review")}
+    return sorted((ours & there) - wanted)
+
+
+def _creation(spec: TopicSpec, replicas: int) -> Change:
+    def make(admin: AdminClient) -> None:
+        topic = NewTopic(spec.name, spec.partitions, replicas, config=spec.config(replicas))
+        _results(admin.create_topics([topic], request_timeout=_REQUEST_SECONDS))
+
+    return Change(f"topic {spec.name}: create with {spec.partitions} partitions, {replicas} replicas", make)
+
+
+def _growth(spec: TopicSpec, partitions: int) -> Change:
+    def make(admin: AdminClient) -> None:
+        grown = NewPartitions(spec.name, spec.partitions)
+        _results(admin.create_partitions([grown], request_timeout=_REQUEST_SECONDS))
+
+    return Change(f"topic {spec.name}: {partitions} → {spec.partitions} partitions", make)
+
+
+def _setting(topic: str, values: dict[str, str], before: Mapping[str, str]) -> Change:
+    def make(admin: AdminClient) -> None:
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in values.items()
+        ]
+        change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        _results(admin.incremental_alter_configs([change], request_timeout=_REQUEST_SECONDS))
+
+    changed = ", ".join(f"{name} {before[name]} → {value}" for name, value in values.items())
+    return Change(f"topic {topic}: {changed}", make)
 
 
 def _results(futures: Mapping[Any, Future[Any]]) -> list[Any]:

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from confluent_kafka.admin import AclOperation, ResourcePatternType, ResourceType
 
 from levada.config import KafkaSettings
 from levada.ingest import topics
-from levada.ingest.topics import TopicsError, User, rights, specs, users_in
+from levada.ingest.topics import Plan, TopicsError, User, rights, specs, users_in
 from levada.pipeline import Pipeline, parse_pipeline
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
 
 FIELDS = {"n": {"type": "long"}}
 
@@ -38,13 +41,9 @@ def test_topics_are_derived_from_the_declaration() -> None:
 
 
 def test_each_client_may_do_what_it_needs_and_no_more() -> None:
-    users = [User(client, f"{client}-user", "x") for client in ("collector", "sink", "metrics")]
-    found = {
-        (acl.principal, acl.operation.name, acl.restype.name, acl.name, acl.resource_pattern_type.name)
-        for acl in rights(users, [pipeline()])
-    }
+    users = [User(client, f"{client}-user", "x") for client in ("collector", "sink", "loader", "metrics")]
     literal, cluster = "LITERAL", ("BROKER", "kafka-cluster", "LITERAL")
-    assert found == {
+    assert granted(users, [pipeline()]) == {
         ("User:collector-user", "WRITE", "TOPIC", "iris", literal),
         ("User:collector-user", "DESCRIBE", "TOPIC", "iris", literal),
         ("User:collector-user", "IDEMPOTENT_WRITE", *cluster),
@@ -54,12 +53,37 @@ def test_each_client_may_do_what_it_needs_and_no_more() -> None:
         ("User:sink-user", "DESCRIBE", "TOPIC", "iris.dead", literal),
         ("User:sink-user", "READ", "GROUP", "levada-sink-", "PREFIXED"),
         ("User:sink-user", "IDEMPOTENT_WRITE", *cluster),
+        ("User:loader-user", "READ", "TOPIC", "iris", literal),
+        ("User:loader-user", "DESCRIBE", "TOPIC", "iris", literal),
+        ("User:loader-user", "READ", "GROUP", "levada-load-", "PREFIXED"),
         ("User:metrics-user", "DESCRIBE", "TOPIC", "*", literal),
         ("User:metrics-user", "DESCRIBE", "GROUP", "*", literal),
         ("User:metrics-user", "DESCRIBE", *cluster),
     }
-    with pytest.raises(TopicsError, match="none of collector, sink, metrics"):
+    with pytest.raises(TopicsError, match="none of collector, sink, loader, admin, metrics"):
         rights([User("spy", "spy", "x")], [])
+
+
+def granted(users: list[User], pipelines: list[Pipeline]) -> set[tuple[str, ...]]:
+    return {
+        (acl.principal, acl.operation.name, acl.restype.name, acl.name, acl.resource_pattern_type.name)
+        for acl in rights(users, pipelines)
+    }
+
+
+def test_a_screen_adds_a_topic_that_the_collector_writes_and_the_admin_releases_from() -> None:
+    screened = pipeline(screen={"many": {"rule": "n > 100"}})
+    assert [spec.name for spec in specs([screened])] == ["iris", "iris.dead", "iris.review"]
+    users = [User("collector", "c", "x"), User("sink", "s", "x"), User("loader", "l", "x")]
+    more = granted(users, [screened]) - granted(users, [pipeline()])
+    assert more == {(f"User:{user}", what, "TOPIC", "iris.review", "LITERAL") for user, what in [
+        ("c", "WRITE"), ("c", "DESCRIBE"),
+    ]}  # fmt: skip
+    admin = granted([User("admin", "a", None)], [screened])
+    topics_of = {(name, what) for _, what, kind, name, _ in admin if kind == "TOPIC"}
+    assert topics_of == {
+        (name, what) for name in ("iris", "iris.dead", "iris.review") for what in ("READ", "WRITE", "DESCRIBE")
+    }
 
 
 def test_users_are_read_from_folders(tmp_path: Path) -> None:
@@ -74,16 +98,19 @@ def test_users_are_read_from_folders(tmp_path: Path) -> None:
 class Admin:
     """As much of Kafka's admin API as topics need, with one topic in it."""
 
-    def __init__(self, partitions: int, retention: str) -> None:
-        self.partitions, self.config = partitions, specs([pipeline(retention=retention)])[0].config(1)
+    def __init__(self, partitions: int, retention: str, replicas: int = 3, more: tuple[str, ...] = ()) -> None:
+        self.partitions, self.more = partitions, more
+        self.replicas = list(range(replicas))
+        self.config = specs([pipeline(retention=retention)])[0].config(replicas)
         self.calls: list[Any] = []
 
     def list_topics(self, timeout: float) -> Any:
-        parts = {number: SimpleNamespace(replicas=[0]) for number in range(self.partitions)}
-        return SimpleNamespace(brokers={0: None}, topics={"iris": SimpleNamespace(partitions=parts)})
+        parts = {number: SimpleNamespace(replicas=self.replicas) for number in range(self.partitions)}
+        return SimpleNamespace(topics=dict.fromkeys(("iris", *self.more), SimpleNamespace(partitions=parts)))
 
     def describe_configs(self, resources: list[Any], **_: Any) -> dict[Any, Future[Any]]:
-        return {resources[0]: done({name: SimpleNamespace(value=value) for name, value in self.config.items()})}
+        values = {name: SimpleNamespace(value=value) for name, value in self.config.items()}
+        return {resource: done(values) for resource in resources}
 
     def __getattr__(self, name: str) -> Callable[..., dict[Any, Future[Any]]]:
         def call(wanted: list[Any], **_: Any) -> dict[Any, Future[Any]]:
@@ -99,33 +126,55 @@ def done(value: Any) -> Future[Any]:
     return future
 
 
-def run(admin: Admin, wanted: Pipeline) -> list[str]:
-    lines: list[str] = []
-    topics._apply_topics(admin, specs([wanted])[:1], lines.append)
-    return lines
-
-
-def test_nothing_is_changed_twice() -> None:
-    admin = Admin(3, "7d")
-    assert run(admin, pipeline()) == ["topic iris: settings unchanged"]
+def planned(admin: Admin, wanted: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """What is to be done for the topic of events alone."""
+    monkeypatch.setattr(topics, "specs", lambda pipelines: specs(pipelines)[:1])
+    made = Plan()
+    topics._plan_topics(cast("AdminClient", admin), [wanted], 3, made)
     assert admin.calls == []
+    return made
 
 
-def test_partitions_grow_and_retention_changes() -> None:
-    admin = Admin(3, "7d")
-    lines = run(admin, pipeline(5, "1d"))
-    assert lines == ["topic iris: 3 → 5 partitions", "topic iris: retention.ms 604800000 → 86400000"]
+def test_nothing_is_changed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert planned(Admin(3, "7d"), pipeline(), monkeypatch) == Plan(as_declared=1)
+
+
+def test_partitions_grow_and_retention_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(admin := Admin(3, "7d"), pipeline(5, "1d"), monkeypatch)
+    assert [change.what for change in made.changes] == [
+        "topic iris: 3 → 5 partitions",
+        "topic iris: retention.ms 604800000 → 86400000",
+    ]
+    for change in made.changes:
+        change.make(cast("AdminClient", admin))
     (grow, partitions), (alter, resource) = admin.calls
     assert (grow, partitions.new_total_count) == ("create_partitions", 5)
     assert alter == "incremental_alter_configs"
     assert [(entry.name, entry.value) for entry in resource.incremental_configs] == [("retention.ms", "86400000")]
 
 
-def test_partitions_never_shrink() -> None:
-    admin = Admin(4, "7d")
-    with pytest.raises(TopicsError, match="iris has 4 partitions, the declaration asks for 3: Kafka cannot"):
-        run(admin, pipeline(3))
-    assert admin.calls == []
+def test_partitions_never_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(Admin(4, "7d"), pipeline(3), monkeypatch)
+    assert made.changes == []
+    (refused,) = made.refused
+    assert refused.startswith("topic iris has 4 partitions, the declaration asks for 3: Kafka cannot")
+
+
+def test_replicas_are_not_changed_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other settings follow the replicas that it has."""
+    made = planned(Admin(3, "7d", replicas=1), pipeline(), monkeypatch)
+    assert made.changes == []
+    assert made.kept == ["topic iris: 1 replicas kept, new ones get 3: docs/how-to/kafka.md says how to move it"]
+
+
+def test_a_topic_that_is_not_declared_any_more_is_kept_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ("iris.dead", "wine", "wine.dead", "wine.review", "somebody-elses", "also.dead")
+    made = planned(Admin(3, "7d", more=more), pipeline(), monkeypatch)
+    assert made.changes == []
+    named = {line.split(":")[0] for line in made.kept}
+    # Of what the declaration has, the test looks at the topic of events alone.
+    assert named == {"topic iris.dead", "topic wine", "topic wine.dead", "topic wine.review"}
+    assert all("no pipeline declares it" in line for line in made.kept)
 
 
 def test_kafka_that_does_not_answer_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
