@@ -118,7 +118,24 @@ class CollectorSettings(_Block):
     delivery_timeout: float = 1.5
     """Seconds that a broker has to acknowledge an event before the answer is 503."""
     max_in_flight: int = 2000
-    """Events that may wait for an acknowledgement at once; the next one is answered 503."""
+    """Requests that may be read or wait for an acknowledgement at once; the next one is answered 503."""
+    max_bulk_bytes: int = 8_388_608
+    """Largest body with many events; each of them may have ``max_body_bytes``."""
+    max_bulk_lines: int = 10_000
+    header_timeout: float = 5.0
+    """Seconds from the first byte of a request to the end of its headers."""
+    body_timeout: float = 30.0
+    """Seconds from there to the end of its body."""
+    max_header_bytes: int = 16_384
+    max_connections: int = 1024
+    pepper_file: Path = Path("/etc/levada/credentials/pepper/pepper")
+    """Secret that is mixed into every digest of a sensitive value."""
+    argon2_memory_kib: int = 32_768
+    argon2_passes: int = 8
+    seal_threads: int = 1
+    """Argon2id digests made at once; each takes ``argon2_memory_kib`` while it is made."""
+    seal_queue: int = 32
+    """Digests that may wait or be made at once; an event beyond it is answered 429."""
 
 
 class PredictorSettings(_Block):

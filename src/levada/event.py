@@ -111,6 +111,22 @@ _EXPECTED: Final = {
 }
 
 
+def parse(raw: bytes) -> dict[str, Any]:
+    """The JSON object in ``raw``, unchecked.
+
+    Raises:
+        EventError: it holds none.
+    """
+    try:
+        event = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        message = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        raise EventError("json", (Violation("", "json", message),)) from None
+    if not isinstance(event, dict):
+        raise EventError("json", (Violation("", "json", "an event must be one JSON object"),))
+    return event
+
+
 class Checker:
     """Decodes and checks the events of one pipeline.
 
@@ -139,14 +155,7 @@ class Checker:
         Raises:
             EventError: with every violation found.
         """
-        try:
-            event = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            message = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-            raise EventError("json", (Violation("", "json", message),)) from None
-        if not isinstance(event, dict):
-            raise EventError("json", (Violation("", "json", "an event must be one JSON object"),))
-        return self.check(event)
+        return self.check(parse(raw))
 
     def check(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """As :meth:`decode`, for an object that is parsed already."""
