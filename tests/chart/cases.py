@@ -19,6 +19,7 @@ PLANTS = {
     },
     "model": {"label": "kind"},
 }
+ORDER_PAGE = yaml.safe_load((ROOT / "examples" / "orders" / "values.yaml").read_text())
 PIPELINES = {"global": {"pipelines": {"plants": PLANTS}}}
 
 # Every knob that all workloads have, turned.
@@ -60,10 +61,12 @@ def _features() -> dict[str, Mapping[str, Any]]:
     secrets = each_block(every, "existingSecret", GIVEN)
     features: dict[str, Mapping[str, Any]] = {
         "a pipeline": {},
-        "knobs": each_block(every, "extraVolumes", KNOBS),
-        "replicas": each_block(every, "replicas", {"replicas": 3}),
-        "ingress": each_block(every, "ingress", {"ingress": INGRESS}),
-        "routes": each_block(every, "httpRoute", {"httpRoute": ROUTE}),
+        "the order page": ORDER_PAGE,
+        "the order page, own secrets": merge(secrets, ORDER_PAGE),
+        "knobs": merge(each_block(every, "extraVolumes", KNOBS), ORDER_PAGE),
+        "replicas": merge(each_block(every, "replicas", {"replicas": 3}), ORDER_PAGE),
+        "ingress": merge(each_block(every, "ingress", {"ingress": INGRESS}), ORDER_PAGE),
+        "routes": merge(each_block(every, "httpRoute", {"httpRoute": ROUTE}), ORDER_PAGE),
         "own secrets": secrets,
         "registry": {"global": {"image": {"registry": "registry.example.com/mirror", "pullSecrets": {"mirror": True}}}},
         "digests": each_block(every, "digest", {"repository": "levada/any", "digest": DIGEST}),

@@ -57,6 +57,11 @@ def test_a_pipeline_adds_exactly_these_objects() -> None:
     assert rendered(feature("a pipeline")) - rendered(render()) == listed(PIPELINE)
 
 
+def test_the_order_page_adds_exactly_these_objects() -> None:
+    page = "Deployment: orders sink-orders\nService: orders\nServiceAccount: orders"
+    assert rendered(feature("the order page")) - rendered(feature("a pipeline")) == listed(page)
+
+
 @pytest.mark.parametrize(
     ("name", "gone"),
     [
@@ -161,7 +166,7 @@ def test_every_user_facing_service_takes_a_way_in(way: str) -> None:
             (host,) = spec["hostnames"]
             assert spec["parentRefs"] == [{"name": "web", "namespace": "edge", "sectionName": "https"}]
         hosts[_name(route)] = host
-    everything = dict.fromkeys(("airflow", "collector", "mlflow", "prometheus"), "example.com")
+    everything = dict.fromkeys(("airflow", "collector", "mlflow", "orders", "prometheus"), "example.com")
     assert hosts == {**everything, "predictor-plants": "plants.example.com"}
 
 
@@ -193,14 +198,15 @@ def variables(pod: Pod) -> dict[str, Any]:
 
 
 def test_given_secrets_are_used_and_none_is_made() -> None:
-    release = feature("own secrets")
+    release = feature("the order page, own secrets")
     assert "Job credentials" not in rendered(release)
     read = {name for pod in pods(release) for kind, name, _ in sources(pod) if kind == "secret"}
     assert read == {"made-before"}
 
 
-def test_secrets_that_are_not_given_are_made() -> None:
-    release = feature("a pipeline")
+@pytest.mark.parametrize("name", ["a pipeline", "the order page"])
+def test_secrets_that_are_not_given_are_made(name: str) -> None:
+    release = feature(name)
     spec = json.loads(release.find("ConfigMap", "levada-credentials")["data"]["spec.json"])
     read = {name for pod in pods(release) for kind, name, _ in sources(pod) if kind == "secret"}
     assert read <= spec.keys()

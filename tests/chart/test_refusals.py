@@ -8,7 +8,7 @@ import pytest
 
 from levada.values.chart import merge
 
-from .cases import EXTERNAL, PIPELINES
+from .cases import EXTERNAL, ORDER_PAGE, PIPELINES
 from .render import RenderError, render
 
 
@@ -76,6 +76,14 @@ OFF = {"enabled": False}
         ({"registry": OFF}, ["registry.mlflow is switched off"]),
         ({"credentials": OFF}, ["credentials is switched off"]),
         ({"ingest": {"collector": {"ingress": {"enabled": True}}}}, ["ingest.collector.ingress.host is empty"]),
+        (
+            {"ingest": {"orders": {"enabled": True}, "collector": OFF}},
+            ["ingest.orders is switched on and ingest.collector off", "ingest.orders is switched on without"],
+        ),
+        (
+            merge(ORDER_PAGE, {"ingest": {"collector": {"existingSecret": "mine"}}}),
+            ["ingest.orders.existingSecret is empty"],
+        ),
         (
             {"serving": {"predictor": {"httpRoute": {"enabled": True}}}},
             ["serving.predictor.httpRoute.host is empty", "serving.predictor.httpRoute.gateway.name is empty"],

@@ -43,5 +43,10 @@
 {{- $_ := set $spec (printf "%s-collector-keys" $release) (dict "keys.json" (dict "apiKeysOf" (list (printf "%s-api-key/key" $release)))) -}}
 {{- end -}}
 {{- end -}}
+{{- with $ingest.orders -}}
+{{- if and .enabled (not .existingSecret) -}}
+{{- $_ := set $spec (printf "%s-orders" $release) (dict "session-key" (dict "random" 32)) -}}
+{{- end -}}
+{{- end -}}
 {{- toJson $spec -}}
 {{- end -}}

@@ -55,6 +55,7 @@ VALUES_KEYS = {
     "mlflow": "registry.mlflow.image",
     "serving": "serving.predictor.image",
     "prometheus": "observability.prometheus.image",
+    "orders": "ingest.orders.image",
 }
 """Where the chart takes each image: places of a {repository, tag, digest} block in its values."""
 

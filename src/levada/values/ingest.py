@@ -31,6 +31,17 @@ class Collector(Replicated, Exposed):
     """A larger request body is answered with 413."""
 
 
+class OrderPage(Replicated, Exposed):
+    """The order page: the example application of pipeline `orders`, which examples/orders/values.yaml declares.
+
+    Browsers keep its session only over TLS, or on this very machine.
+    """
+
+    existing_secret: ObjectName
+    """A Secret with `api-key` (one that the collector knows, for pipeline `orders`) and `session-key` (32 characters or
+    more); empty: the session key is made once, and the API key is that of `<release>-api-key`."""
+
+
 class Ingest(Block):
     """Kafka, its topics and users, and the HTTP collector."""
 
@@ -40,5 +51,7 @@ class Ingest(Block):
     """The bundled Kafka."""
     collector: Collector
     """Takes events by HTTP."""
+    orders: OrderPage
+    """The order page, an example application."""
     topics: Repeated
     """Makes topics, users and grants."""

@@ -6,7 +6,7 @@ The rooms' values may be missing: Helm takes them away with a room that is switc
 {{/* All messages, one a line. */}}
 {{- define "lib.checks" -}}
 {{- $messages := list -}}
-{{- range list "kafka" "postgres" "s3" "mlflow" "credentials" "routes" -}}
+{{- range list "kafka" "postgres" "s3" "mlflow" "orders" "credentials" "routes" -}}
 {{- $messages = append $messages (include (printf "lib.checks.%s" .) $ | trim) -}}
 {{- end -}}
 {{- without $messages "" | join "\n" -}}
@@ -85,6 +85,22 @@ registry.mlflow is switched off: describe another MLflow in global.mlflow with e
 {{- end -}}
 {{- end -}}
 
+{{- define "lib.checks.orders" -}}
+{{- $ingest := .Values.ingest | default dict -}}
+{{- $collector := $ingest.collector | default dict -}}
+{{- if and $ingest.enabled ($ingest.orders | default dict).enabled -}}
+{{- if not $collector.enabled }}
+ingest.orders is switched on and ingest.collector off: the order page posts to the collector
+{{- end -}}
+{{- if not (hasKey .Values.global.pipelines "orders") }}
+ingest.orders is switched on without global.pipelines.orders: declare it as examples/orders/values.yaml does
+{{- end -}}
+{{- if and $collector.existingSecret (not $ingest.orders.existingSecret) }}
+ingest.orders.existingSecret is empty: ingest.collector.existingSecret has keys of your own, so give a Secret with one of them as api-key, and a session-key
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "lib.checks.credentials" -}}
 {{- if and (not .Values.credentials.enabled) (include "levada.credentials.spec" . | fromJson) }}
 credentials is switched off, but these Secrets are left to it: {{ include "levada.credentials.spec" . | fromJson | keys | sortAlpha | join ", " }}: give an existingSecret for each
@@ -95,6 +111,7 @@ credentials is switched off, but these Secrets are left to it: {{ include "levad
 {{- $airflow := (.Values.batch | default dict).airflow | default dict -}}
 {{- $parts := dict
       "ingest.collector" ((.Values.ingest | default dict).collector)
+      "ingest.orders" ((.Values.ingest | default dict).orders)
       "serving.predictor" ((.Values.serving | default dict).predictor)
       "batch.airflow.api" $airflow.api
       "registry.mlflow" ((.Values.registry | default dict).mlflow)

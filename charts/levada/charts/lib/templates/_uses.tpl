@@ -7,6 +7,7 @@ What a part needs of the line, declared once in part.uses, from which environmen
   postgresCa     true where a program other than Levada's talks to PostgreSQL
   s3, mlflow, gate   true
   apiKeys        the Secret with keys.json
+  secrets        what nothing else uses: [{secret, path, keys, as}], as lib.secretSource takes them
   pipelines      "*" for every declaration, or the name of one
 Credentials are files below /etc/levada/credentials.
 */}}
@@ -173,6 +174,9 @@ LEVADA_PIPELINE: {{ . }}
 {{- end -}}
 {{- with $uses.apiKeys -}}
 {{- $sources = append $sources (include "lib.secretSource" (dict "secret" . "path" "api-keys" "keys" (list "keys.json"))) -}}
+{{- end -}}
+{{- range $uses.secrets -}}
+{{- $sources = append $sources (include "lib.secretSource" .) -}}
 {{- end -}}
 {{- join "\n" $sources -}}
 {{- end -}}
