@@ -91,7 +91,7 @@ def create_app() -> Flask:
         order_id = form.event_id()
         answer = collector.send(form.event(), order_id)
         ORDERS.labels(answer.outcome.value).inc()
-        log.info(answer.outcome.value, extra={"order": form.event()})
+        log.info(answer.outcome.value, extra={"order": {"order_id": order_id, "status": answer.status}})
         if answer.outcome is Outcome.PLACED:
             session["placed"] = {"order_id": order_id, "product": form.product.data}
             return redirect(url_for("placed"), HTTPStatus.SEE_OTHER)
