@@ -82,6 +82,12 @@ def _features() -> dict[str, Mapping[str, Any]]:
         "model off": {"global": {"pipelines": {"plants": {"model": {"enabled": False}}}}},
         "two pipelines": {"global": {"pipelines": {"a" * 40: PLANTS}}},
         "collecting only": {room: {"enabled": False} for room in ("stream", "batch", "registry", "serving", "stores")},
+        "three brokers": {"ingest": {"kafka": {"replicas": 3}}},
+        "separate controllers": {"ingest": {"kafka": {"replicas": 3, "controllers": {"enabled": True}}}},
+        "kafka by TLS": {
+            "global": {"kafka": {"tls": {"existingSecret": "kafka-tls"}}},
+            "ingest": {"kafka": {"replicas": 3}},
+        },
         "no measuring": {"observability": {"enabled": False}},
         "no credentials Job": merge(secrets, {"credentials": {"enabled": False}}),
         "more settings": {

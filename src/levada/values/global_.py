@@ -66,8 +66,18 @@ class KafkaUsers(Block):
     """Writes events."""
     sink: Credentials
     """Reads events, writes dead letters."""
+    loader: Credentials
+    """Reads events by ranges of offsets; optional for an external Kafka."""
     metrics: Credentials
     """Reads offsets and lag."""
+
+
+class KafkaTls(Block):
+    """Encryption of the bundled Kafka, decided when it is installed."""
+
+    existing_secret: ObjectName
+    """A Secret with `tls.crt` and `tls.key` (PKCS 8) for all names of the brokers, and `ca.crt` unless `ca` names another;
+    empty: no encryption."""
 
 
 class Kafka(Block):
@@ -81,6 +91,10 @@ class Kafka(Block):
     """Protocol of the external Kafka."""
     mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"]
     """SASL mechanism of the external Kafka."""
+    replication_factor: Annotated[int, Field(ge=1, le=9)]
+    """Brokers of the external Kafka that keep a copy of each topic; the bundled Kafka keeps one on every broker."""
+    tls: KafkaTls
+    """Encryption of the bundled Kafka."""
     ca: Authority
     """The authority that signed the brokers' certificates."""
     users: KafkaUsers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,13 +12,37 @@ from levada.values.workload import Exposed, Repeated, Replicated, Served, Stored
 BodyBytes = Annotated[int, Field(ge=1024, le=104_857_600)]
 
 
-class Broker(Workload, Stored, Served):
-    """The bundled Kafka: one KRaft broker. Not rendered when `global.kafka.external` is true."""
+Heap = Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]$")]
 
-    heap: Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]$")]
+
+class Controllers(Workload, Stored):
+    """Controllers of their own, beside three brokers; without them the brokers are the controllers."""
+
+    replicas: Literal[3]
+    """Controllers; one of three may be away."""
+    heap: Heap
+    """Size of the Java heap; keep it below about half of the memory limit."""
+
+
+class Broker(Workload, Stored, Served):
+    """The bundled Kafka. Not rendered when `global.kafka.external` is true."""
+
+    replicas: Literal[1, 3]
+    """Brokers: one, or three of which one may be away. It is for ever, as `controllers.enabled` is: to change it is a
+    migration."""
+    anti_affinity: Literal["preferred", "required"]
+    """Whether three brokers must be, or only should be, on nodes of their own, and in zones of their own where
+    `global.region.zones` names zones."""
+    racks: dict[Annotated[str, Field(pattern=r"^[0-2]$")], str]
+    """Zone of each broker, {"0": a}, where Kubernetes is older than 1.35 and does not tell a pod its zone."""
+    cluster_id: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{21}[AQgw])?$")]
+    """Kafka's cluster id; empty: made of namespace, release and layout. For disks that were formatted elsewhere."""
+    heap: Heap
     """Size of the Java heap; keep it below about half of the memory limit."""
     config: Lines
     """More lines of server.properties; a name the chart sets itself is replaced."""
+    controllers: Controllers
+    """Controllers of their own."""
 
 
 class Collector(Replicated, Exposed):

@@ -28,6 +28,8 @@ global.kafka.bootstrap is empty: an external Kafka needs its addresses, host:por
 global.kafka.users.{{ $user }}.existingSecret is empty: an external Kafka needs a Secret with username and password there
 {{- end -}}
 {{- end -}}
+{{- else if and $ingest.enabled ($ingest.kafka | default dict).enabled $ingest.kafka.controllers.enabled (ne (int $ingest.kafka.replicas) 3) }}
+ingest.kafka.controllers is on with one broker: controllers of their own are for three, ingest.kafka.replicas: 3
 {{- else if and (or $collects $sinks) (not (and $ingest.enabled ($ingest.kafka | default dict).enabled)) }}
 ingest.kafka is switched off: describe another Kafka in global.kafka with external: true
 {{- end -}}

@@ -16,6 +16,22 @@ A single process that must differ sets the variable in its extraEnv.
 {{- end -}}
 {{- end -}}
 
+{{- define "lib.kafka.protocol" -}}
+{{- if .Values.global.kafka.external -}}
+{{- .Values.global.kafka.protocol -}}
+{{- else -}}
+{{- empty .Values.global.kafka.tls.existingSecret | ternary "SASL_PLAINTEXT" "SASL_SSL" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret with the authority of Kafka's certificates; empty: none is needed. */}}
+{{- define "lib.kafka.ca" -}}
+{{- $kafka := .Values.global.kafka -}}
+{{- if or $kafka.external $kafka.tls.existingSecret -}}
+{{- $kafka.ca.existingSecret | default ($kafka.external | ternary "" $kafka.tls.existingSecret) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Takes root and user. */}}
 {{- define "lib.kafka.secret" -}}
 {{- include "lib.secret" (dict "root" .root "existing" (get .root.Values.global.kafka.users .user).existingSecret "name" (printf "kafka-%s" .user)) -}}

@@ -9,6 +9,8 @@ Names and labels. Most helpers take a "part", a dict made by the caller for one 
   serviceAccount  one that exists, instead of the part's own
   token      whether it talks to the Kubernetes API
   grace      seconds to stop in, by default 30
+  antiAffinity  required or preferred, where its pods shall be on nodes of their own
+  claimLabels   further labels of its volume claims
   uses       what it needs of the line: see _uses.tpl
 */}}
 
@@ -58,6 +60,7 @@ airflow-dag-processor: 3.3.2
 airflow-migrate: 3.3.2
 airflow-scheduler: 3.3.2
 kafka: 4.3.1
+kafka-controller: 4.3.1
 mlflow: 3.17.2
 mlflow-migrate: 3.17.2
 postgres: "17"

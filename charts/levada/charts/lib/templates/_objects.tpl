@@ -88,6 +88,9 @@ spec:
     name: data
     labels:
       {{- include "lib.selectorLabels" . | nindent 6 }}
+      {{- with .claimLabels }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
   spec:
     accessModes: [ReadWriteOnce]
     {{- with .values.persistence.storageClass | default .root.Values.global.storageClass }}

@@ -37,8 +37,9 @@ tolerations:
 {{- if .values.affinity }}
 affinity:
   {{- toYaml .values.affinity | nindent 2 }}
-{{- else if $zones }}
+{{- else if or $zones .antiAffinity }}
 affinity:
+  {{- if $zones }}
   nodeAffinity:
     requiredDuringSchedulingIgnoredDuringExecution:
       nodeSelectorTerms:
@@ -46,16 +47,29 @@ affinity:
             - key: topology.kubernetes.io/zone
               operator: In
               values: {{ toJson $zones }}
+  {{- end }}
+  {{- if .antiAffinity }}
+  {{- $others := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (include "lib.selectorLabels" . | fromYaml)) }}
+  podAntiAffinity:
+    {{- if eq .antiAffinity "required" }}
+    requiredDuringSchedulingIgnoredDuringExecution:
+      {{- list $others | toYaml | nindent 6 }}
+    {{- else }}
+    preferredDuringSchedulingIgnoredDuringExecution:
+      {{- list (dict "weight" 100 "podAffinityTerm" $others) | toYaml | nindent 6 }}
+    {{- end }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* Spreads a part's pods over zones, then nodes, as far as there are any. */}}
+{{/* Spreads a part's pods over zones, then nodes, as far as there are any; over the zones that are named without fail, if pods must be apart. */}}
 {{- define "lib.spread" -}}
+{{- $strict := and (eq (.antiAffinity | default "") "required") (not (empty .root.Values.global.region.zones)) -}}
 topologySpreadConstraints:
   {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
   - topologyKey: {{ . }}
     maxSkew: 1
-    whenUnsatisfiable: ScheduleAnyway
+    whenUnsatisfiable: {{ and $strict (hasSuffix "zone" .) | ternary "DoNotSchedule" "ScheduleAnyway" }}
     labelSelector:
       matchLabels:
         {{- include "lib.selectorLabels" $ | nindent 8 }}

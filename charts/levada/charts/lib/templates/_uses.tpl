@@ -38,16 +38,15 @@ Credentials are files below /etc/levada/credentials.
 {{- with $uses.kafka }}
 LEVADA_KAFKA__BOOTSTRAP: {{ include "lib.kafka.bootstrap" $root }}
 LEVADA_KAFKA__CREDENTIALS: /etc/levada/credentials/kafka
+LEVADA_KAFKA__PROTOCOL: {{ include "lib.kafka.protocol" $root }}
 {{- if $global.kafka.external }}
-LEVADA_KAFKA__PROTOCOL: {{ $global.kafka.protocol }}
 LEVADA_KAFKA__MECHANISM: {{ $global.kafka.mechanism }}
-{{- if $global.kafka.ca.existingSecret }}
-LEVADA_KAFKA__CA: /etc/levada/credentials/ca/kafka.crt
-{{- end }}
 {{- else }}
-LEVADA_KAFKA__PROTOCOL: SASL_PLAINTEXT
 {{- /* The bundled Kafka's admin makes the SCRAM users, so it cannot be one itself. */}}
 LEVADA_KAFKA__MECHANISM: {{ eq . "admin" | ternary "PLAIN" "SCRAM-SHA-512" }}
+{{- end }}
+{{- if include "lib.kafka.ca" $root }}
+LEVADA_KAFKA__CA: /etc/levada/credentials/ca/kafka.crt
 {{- end }}
 {{- end }}
 {{- with $uses.postgres }}
@@ -140,8 +139,8 @@ LEVADA_PIPELINE: {{ . }}
 {{- $sources := list -}}
 {{- with $uses.kafka -}}
 {{- $sources = append $sources (include "lib.secretSource" (dict "secret" (include "lib.kafka.secret" (dict "root" $root "user" .)) "path" "kafka" "keys" (list "username" "password"))) -}}
-{{- if and $global.kafka.external $global.kafka.ca.existingSecret -}}
-{{- $sources = append $sources (include "lib.secretSource" (dict "secret" $global.kafka.ca.existingSecret "path" "ca" "keys" (list $global.kafka.ca.key) "as" "kafka.crt")) -}}
+{{- if include "lib.kafka.ca" $root -}}
+{{- $sources = append $sources (include "lib.secretSource" (dict "secret" (include "lib.kafka.ca" $root) "path" "ca" "keys" (list $global.kafka.ca.key) "as" "kafka.crt")) -}}
 {{- end -}}
 {{- end -}}
 {{- with $uses.kafkaUsers -}}
