@@ -48,7 +48,8 @@ def prepare(name: str, progress: Progress, phases: Phases, namespace: str) -> tu
         built = images.build(None, progress)
     with phases.phase("import into the nodes"):
         own.import_images(built)
-    target = find(cluster=name, context=None, namespace=namespace)
+    with phases.phase("kubectl and helm"):  # compiled where they are not there yet
+        target = find(cluster=name, context=None, namespace=namespace)
     return target, [install.write_values(own.state / "images.yaml", images.values(built))]
 
 
