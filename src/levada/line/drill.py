@@ -266,7 +266,10 @@ class Drill:
                     pod
                     for pod in self._target.objects("pods", selector)
                     if "deletionTimestamp" not in pod["metadata"]
-                    and any("running" in status["state"] for status in pod["status"].get("containerStatuses", []))
+                    and any(
+                        status["name"] == pod["spec"]["containers"][0]["name"] and "running" in status["state"]
+                        for status in pod["status"].get("containerStatuses", [])
+                    )
                 ]
             return bool(found)
 
@@ -281,7 +284,9 @@ class Drill:
         """Processes, on this machine, of a pod's first container."""
         if self._target.cluster is None:
             raise LineError("pausing needs this machine's own cluster; with a kube context, use kill")
-        container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+        main = pod["spec"]["containers"][0]["name"]
+        ids = {status["name"]: status["containerID"] for status in pod["status"]["containerStatuses"]}
+        container = ids[main].rpartition("/")[2]
         return [pid for pid in cgroups.processes(self._target.cluster.plan.cgroup) if container in _group_of(pid)]
 
     def _drain(self) -> None:
