@@ -1,4 +1,7 @@
-"""The collector: HTTP in front of Kafka. A 202 means that the brokers have the event; nothing else does."""
+"""The collector: HTTP in front of Kafka. A 202 means that the brokers have the event; nothing else does.
+
+The application is bare ASGI: routing and requests by a framework cost several times what the rest of it does.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import contextlib
 import re
 import threading
 import time
+import traceback
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Final
 
 import orjson
@@ -17,54 +20,76 @@ import structlog
 import uvicorn
 import uvloop
 from prometheus_client import Counter, Gauge, Histogram
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from levada import process
 from levada.config import CollectorSettings, KafkaSettings, Settings, required
-from levada.event import EventError, Violation
-from levada.ingest import keys
-from levada.ingest.keys import ApiKeys, load_keys
-from levada.ingest.problem import Problem, unavailable
-from levada.ingest.producer import AckProducer, NotAcknowledgedError, Receipt
-from levada.ingest.reload import Declarations, Declared, Reloaded
+from levada.event import Violation
+from levada.ingest import bulk, keys, openapi
+from levada.ingest.admission import Declared, Envelope
+from levada.ingest.keys import ApiKey, ApiKeys, load_keys
+from levada.ingest.problem import MEDIA_TYPE, Problem, unavailable
+from levada.ingest.producer import AckProducer, NotAcknowledged, Outcome
+from levada.ingest.protocol import SWEEP_SECONDS, Connection, Limits, bounded
+from levada.ingest.reload import Declarations, Reloaded
+from levada.ingest.seal import Sealer, load_pepper
 
-SCHEMA_VERSION: Final = "1"
-"""Version of the envelope: JSON value, headers ``event-id``, ``event-time``, ``pipeline``, ``schema``."""
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MAX_HELD_BYTES: Final = 32 * 1024 * 1024
-_BODY_SECONDS: Final = 30.0
 _REFRESH_SECONDS: Final = 2.0
+_DRAIN_SECONDS: Final = 1.0
 _GRACE_SECONDS: Final = 15
+_KEEP_ALIVE_SECONDS: Final = 15
 _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
+_JSON: Final = b"application/json"
+_NDJSON: Final = b"application/x-ndjson"
+_ONCE: Final = frozenset((b"content-type", b"content-encoding", b"idempotency-key", b"host"))
 
 REQUESTS: Final = Counter("levada_collector_requests", "Requests answered.", ["pipeline", "status"])
+EVENTS: Final = Counter("levada_collector_events", "Events answered, alone or in a batch.", ["pipeline", "status"])
 PRODUCE_SECONDS: Final = Histogram(
     "levada_collector_produce_seconds",
     "From handing an event to the producer to the brokers' acknowledgement.",
     ["pipeline"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
 )
+REFUSED: Final = Counter(
+    "levada_collector_not_acknowledged", "Events that Kafka did not acknowledge.", ["pipeline", "kind"]
+)
 IN_FLIGHT: Final = Gauge("levada_collector_in_flight", "Requests being read or waiting for Kafka.")
+REACHABLE: Final = Gauge("levada_collector_kafka_reachable", "1 while Kafka answers.")
 
 log = structlog.get_logger(__name__)
 
+_NOTE_SECONDS: Final = 5.0
+_noted: dict[str, float] = {}
+
 
 class Collector:
-    """The application and what it needs: keys, declarations, a producer."""
+    """The ASGI application and what it needs: keys, declarations, a producer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings: CollectorSettings = settings.collector
         self._kafka: KafkaSettings = required(settings.kafka, "LEVADA_KAFKA__BOOTSTRAP")
-        path = self._settings.api_keys_file
+        path, pepper = self._settings.api_keys_file, self._settings.pepper_file
         self._keys: Reloaded[ApiKeys] = Reloaded(path, lambda: load_keys(path))
-        self._pipelines = Declarations(settings.pipelines)
+        self._pepper: Reloaded[bytes] | None = None
+        self._sealer: Sealer | None = None
+        if pepper.exists():
+            secret = self._pepper = Reloaded(pepper, lambda: load_pepper(pepper))
+            self._sealer = Sealer(self._settings, lambda: secret.value)
+        self._pipelines = Declarations(settings.pipelines, self._sealer)
         self._producer: AckProducer | None = None
         self._in_flight = 0
         self._held = 0
+        self._counters: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._timers: dict[str, Any] = {}
+        self.draining = False
+        """While true, clients are told to close their connections."""
+        IN_FLIGHT.set_function(lambda: self._in_flight)
+        REACHABLE.set_function(lambda: self._producer is not None and self._producer.reachable)
 
     def ready(self) -> bool:
         """Whether requests are answered. Stays so while Kafka is away: clients shall see our 503, not a refusal."""
@@ -74,71 +99,98 @@ class Collector:
         """Whether acknowledgements are still taken; Kafka being away is no reason to start over."""
         return self._producer is None or self._producer.alive
 
-    def application(self) -> Starlette:
-        """The ASGI application."""
-        return Starlette(
-            routes=[Route("/v1/{pipeline}/events", self._events, methods=["POST"])],
-            exception_handlers={Problem: _answer_problem, HTTPException: _answer_http, Exception: _answer_error},
-        )
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Connected to Kafka, with files and topics looked at now and then."""
+        """Connected to Kafka, with files looked at now and then."""
         self._producer = AckProducer(self._kafka, self._settings, asyncio.get_running_loop())
-        watch = asyncio.create_task(self._watch(self._producer))
+        watch = asyncio.create_task(self._watch())
         try:
             yield
         finally:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
-            await asyncio.to_thread(self._producer.close)
+            await self._producer.close()
+            if self._sealer is not None:
+                self._sealer.close()
 
-    async def _watch(self, producer: AckProducer) -> None:
+    async def _watch(self) -> None:
         while True:
-            await producer.look()
             await asyncio.to_thread(self._refresh)
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def _refresh(self) -> None:
         self._keys.refresh()
         self._pipelines.refresh()
+        if self._pepper is not None:
+            self._pepper.refresh()
 
-    async def _events(self, request: Request) -> Response:
-        name = str(request.path_params["pipeline"])
+    def count(self, pipeline: str, status: int, events: int = 1) -> None:
+        """Count an answered request; ``pipeline`` is empty where none is meant."""
+        counters = self._counters.get((pipeline, status))
+        if counters is None:
+            counters = self._counters[pipeline, status] = (
+                REQUESTS.labels(pipeline, status),
+                EVENTS.labels(pipeline, status),
+            )
+        counters[0].inc()
+        if events:
+            counters[1].inc(events)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        parts = scope["path"].split("/")
+        name = parts[2] if len(parts) == 4 and parts[:2] == ["", "v1"] else ""
         label = name if name in self._pipelines else ""
+        media_type, counted = _JSON, 1
+        extra: dict[str, str] = {}
         try:
-            receipt = await self._accept(request, name)
+            headers = _headers(scope)
+            match parts:
+                case ["", "v1", _, "events"]:
+                    _check_method(scope, "POST")
+                    status, body, extra, counted = await self._events(name, headers, receive)
+                case ["", "v1", _, "openapi.json"]:
+                    _check_method(scope, "GET")
+                    status, counted = 200, 0
+                    body = orjson.dumps(openapi.document([self._authorize(headers, name).pipeline], self._settings))
+                case ["", "openapi.json"]:
+                    _check_method(scope, "GET")
+                    status, counted, key = 200, 0, self._key(headers)
+                    allowed = [each.pipeline for each in self._pipelines.values() if key.allows(each.pipeline.name)]
+                    body = orjson.dumps(openapi.document(allowed, self._settings))
+                case _:
+                    raise Problem(404, "post events to /v1/<pipeline>/events")
         except Problem as problem:
-            REQUESTS.labels(label, problem.status).inc()
-            raise
-        REQUESTS.labels(label, 202).inc()
-        return Response(orjson.dumps(receipt), 202, media_type="application/json")
+            status, media_type, body, extra = problem.status, MEDIA_TYPE, problem.body(), problem.headers
+        except Exception as error:
+            # Where, not what: the text of an error may hold a value of the event.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("a request failed", error=type(error).__name__, where=where)
+            status, media_type = 500, MEDIA_TYPE
+            body = Problem(500, "the collector failed; its log tells more").body()
+        answer = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
+        if extra:
+            answer += [(name.lower().encode(), value.encode()) for name, value in extra.items()]
+        if self.draining:
+            answer.append((b"connection", b"close"))
+        self.count(label, status, counted)
+        await send({"type": "http.response.start", "status": status, "headers": answer})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _accept(self, request: Request, name: str) -> dict[str, str | int]:
-        declared = self._authorize(request, name)
-        _check_content_type(request)
-        event_id = _event_id(request)
-        if self._in_flight >= self._settings.max_in_flight:
-            raise unavailable("too many requests at once", retry_after=1)
-        self._in_flight += 1
-        IN_FLIGHT.set(self._in_flight)
-        try:
-            async with self._body(request) as body:
-                receipt = await self._produce(declared, event_id, body)
-        finally:
-            self._in_flight -= 1
-            IN_FLIGHT.set(self._in_flight)
-        return {"event_id": event_id, "partition": receipt.partition, "offset": receipt.offset}
-
-    def _authorize(self, request: Request, name: str) -> Declared:
-        given = request.headers.getlist("authorization")
-        scheme, _, token = (given[0] if len(given) == 1 else "").partition(" ")
-        key = keys.find(self._keys.value, token.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+    def _key(self, headers: dict[bytes, bytes]) -> ApiKey:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        key = keys.find(self._keys.value, token.strip()) if scheme.lower() == b"bearer" else None
         if key is None:
             raise Problem(
                 401, "send one known API key as Authorization: Bearer <key>", headers={"WWW-Authenticate": "Bearer"}
             )
+        return key
+
+    def _authorize(self, headers: dict[bytes, bytes], name: str) -> Declared:
+        key = self._key(headers)
         declared = self._pipelines.get(name)
         if declared is None:
             raise Problem(404, f"there is no pipeline {name[:64]}: declared are {', '.join(self._pipelines) or 'none'}")
@@ -146,114 +198,201 @@ class Collector:
             raise Problem(403, f"this API key is not for pipeline {name}")
         return declared
 
-    @contextlib.asynccontextmanager
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, of the size that is allowed and within the memory for all requests together."""
-        limit = self._settings.max_body_bytes
-        too_large = Problem(413, f"an event may have {limit} bytes")
+    async def _events(
+        self, name: str, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[int, bytes, dict[str, str], int]:
+        """Status, body and headers of the answer, and how many events it is for that were not counted yet."""
+        declared = self._authorize(headers, name)
+        many = _media_type(headers) == _NDJSON
+        event_id = _event_id(headers)
+        if self._in_flight >= self._settings.max_in_flight:
+            raise unavailable("too many requests at once", retry_after=1)
+        self._in_flight += 1
+        body = b""
+        try:
+            body = await self._body(headers, receive, many)
+            if many or bulk.is_array(body):
+                return await self._batch(declared, event_id, body, many)
+            return 202, await self._single(declared, event_id or str(uuid.uuid4()), body), {}, 1
+        finally:
+            self._in_flight -= 1
+            self._held -= len(body)
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, many: bool) -> bytes:
+        """The body, of the size that is allowed and within the memory for all requests together.
+
+        What is returned counts as held until the caller says otherwise.
+        """
+        announced = headers.get(b"content-length", b"0")
+        self._check_size(int(announced) if announced.isdigit() else 0, many, b"[")
         chunks: list[bytes] = []
         size = 0
         try:
-            try:
-                if int(request.headers.get("content-length", "0")) > limit:
-                    raise too_large
-                async with asyncio.timeout(_BODY_SECONDS):
-                    async for chunk in request.stream():
-                        size += len(chunk)
-                        self._held += len(chunk)
-                        if size > limit:
-                            raise too_large
-                        if self._held > _MAX_HELD_BYTES:
-                            raise unavailable("too many events at once", retry_after=1)
-                        chunks.append(chunk)
-            except TimeoutError:
-                raise Problem(408, f"the body did not come within {_BODY_SECONDS:.0f} seconds") from None
-            except (ClientDisconnect, ValueError):
-                raise Problem(400, "the body did not come whole") from None
-            body = b"".join(chunks)
-            chunks.clear()
-            yield body
-        finally:
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem(400, "the body did not come whole")
+                chunk, more = message["body"], message["more_body"]
+                if not chunk:
+                    continue
+                chunks.append(chunk)
+                size += len(chunk)
+                self._held += len(chunk)
+                self._check_size(size, many, chunks[0])
+                if self._held > _MAX_HELD_BYTES:
+                    raise unavailable("too many events at once", retry_after=1)
+        except BaseException:
             self._held -= size
+            raise
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _produce(self, declared: Declared, event_id: str, body: bytes) -> Receipt:
-        pipeline = declared.pipeline
-        try:
-            record = declared.checker.decode(body)
-        except EventError as error:
-            status, detail = (400, "the body is not JSON") if error.kind == "json" else (422, "the event is refused")
-            raise Problem(status, detail, errors=error.violations) from None
-        producer = self._producer
+    def _check_size(self, size: int, many: bool, begin: bytes) -> None:
+        if size > self._settings.max_body_bytes:
+            limit, what = self._settings.max_body_bytes, "an event"
+            if many or bulk.is_array(begin):
+                limit, what = self._settings.max_bulk_bytes, "a batch"
+            if size > limit:
+                raise Problem(413, f"{what} may have {limit} bytes")
+
+    def _ready_for(self, declared: Declared, event_id: str | None) -> AckProducer:
+        """The producer, if it can be used for this pipeline now."""
+        producer, pipeline = self._producer, declared.pipeline
         if producer is None or not producer.seen:
             raise unavailable("Kafka has not answered yet", retry_after=5, event_id=event_id)
+        if not producer.reachable:
+            raise unavailable("Kafka does not answer", retry_after=2, event_id=event_id)
         if pipeline.topic_name not in producer.topics:
             raise _no_topic(pipeline.topic_name, event_id)
-        headers = {
-            "event-id": event_id,
-            "event-time": datetime.now(UTC).isoformat(),
-            "pipeline": pipeline.name,
-            "schema": SCHEMA_VERSION,
-        }
-        key = event_id if pipeline.key is None else _key_text(record[pipeline.key])
+        if pipeline.screen and pipeline.review_topic not in producer.topics:
+            raise _no_topic(pipeline.review_topic, event_id)
+        return producer
+
+    async def _single(self, declared: Declared, event_id: str, body: bytes) -> bytes:
+        event = declared.check(body)
+        producer = self._ready_for(declared, event_id)
+        if declared.seals:
+            await declared.seal(event)
+        envelope = declared.envelope(event, event_id)
         begin = time.monotonic()
-        try:
-            receipt = await producer.send(pipeline.topic_name, body, key, headers)
-        except NotAcknowledgedError as error:
-            log.warning("not acknowledged", pipeline=pipeline.name, kind=error.kind, error=str(error))
-            if error.kind == "unknown-topic":
-                raise _no_topic(pipeline.topic_name, event_id) from None
-            if error.kind == "too-large":
-                raise Problem(413, "the event is larger than its topic allows") from None
-            detail = "Kafka has not acknowledged the event; it may have landed: repeat it with this Idempotency-Key"
-            raise unavailable(detail, retry_after=5, event_id=event_id) from None
-        PRODUCE_SECONDS.labels(pipeline.name).observe(time.monotonic() - begin)
-        return receipt
+        outcome = await producer.send(envelope.topic, envelope.value, envelope.key, envelope.headers)
+        if isinstance(outcome, NotAcknowledged):
+            raise _problem(outcome, declared, event_id)
+        self._took(declared.pipeline.name, begin)
+        receipt: dict[str, Any] = {
+            "event_id": event_id,
+            "partition": outcome.partition,
+            "offset": outcome.offset,
+        }
+        if envelope.review:
+            receipt["review"] = True
+        return orjson.dumps(receipt)
+
+    async def _batch(
+        self, declared: Declared, key: str | None, body: bytes, many: bool
+    ) -> tuple[int, bytes, dict[str, str], int]:
+        if key is not None and len(key) > bulk.MAX_KEY:
+            raise _bad_key(bulk.MAX_KEY)
+        limit, key = self._settings.max_bulk_lines, key or str(uuid.uuid4())
+        lines = bulk.lines_of(body, limit) if many else iter(bulk.items_of(body, limit))
+        producer = self._ready_for(declared, None)
+
+        def send(envelope: Envelope) -> asyncio.Future[Outcome]:
+            return producer.send(envelope.topic, envelope.value, envelope.key, envelope.headers)
+
+        settings = self._settings
+        batch = bulk.Batch(
+            declared, key, send, _problem, max_line_bytes=settings.max_body_bytes, patience=settings.delivery_timeout
+        )
+        begin = time.monotonic()
+        await batch.deliver(lines)
+        if not batch.receipts:
+            raise Problem(400, "the batch is empty", errors=[Violation("", "json", "holds no event")])
+        statuses: dict[int, int] = {}
+        for receipt in batch.receipts:
+            statuses[receipt["status"]] = statuses.get(receipt["status"], 0) + 1
+        for status, events in statuses.items():
+            EVENTS.labels(declared.pipeline.name, status).inc(events)
+        if 202 in statuses:
+            self._took(declared.pipeline.name, begin)
+        answer = {"batch": key, "acknowledged": statuses.get(202, 0), "receipts": batch.receipts}
+        extra = {"Retry-After": str(batch.retry_after)} if batch.retry_after else {}
+        return 202 if statuses.keys() == {202} else 207, orjson.dumps(answer), extra, 0
+
+    def _took(self, pipeline: str, begin: float) -> None:
+        timer = self._timers.get(pipeline)
+        if timer is None:
+            timer = self._timers[pipeline] = PRODUCE_SECONDS.labels(pipeline)
+        timer.observe(time.monotonic() - begin)
 
 
-def _check_content_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Problem(415, "send the event as Content-Type: application/json")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    """The headers by name; one that decides something may come once."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in found:
+            if name in _ONCE:
+                raise Problem(400, f"send the header {name.decode()} once")
+            value = b"" if name == b"authorization" else value
+        found[name] = value
+    if b"host" not in found and scope["http_version"] == "1.1":
+        raise Problem(400, "send the header host")
+    return found
+
+
+def _check_method(scope: Scope, allowed: str) -> None:
+    if scope["method"] != allowed:
+        raise Problem(405, f"{allowed} is the only method here", headers={"Allow": allowed})
+
+
+def _media_type(headers: dict[bytes, bytes]) -> bytes:
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type not in (_JSON, _NDJSON):
+        raise Problem(
+            415, "send one event, or an array, as Content-Type: application/json, lines as application/x-ndjson"
+        )
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Problem(415, "send the event without Content-Encoding")
+    return media_type
 
 
-def _event_id(request: Request) -> str:
-    given = request.headers.get("idempotency-key")
+def _event_id(headers: dict[bytes, bytes]) -> str | None:
+    given = headers.get(b"idempotency-key")
     if given is None:
-        return str(uuid.uuid4())
-    if _EVENT_ID.fullmatch(given) is None:
-        message = "must be 1 to 64 printable ASCII characters without spaces"
-        raise Problem(400, f"Idempotency-Key {message}", errors=[Violation("Idempotency-Key", "[!-~]{1,64}", message)])
-    return given
+        return None
+    text = given.decode("latin-1")
+    if _EVENT_ID.fullmatch(text) is None:
+        raise _bad_key(64)
+    return text
 
 
-def _key_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def _bad_key(limit: int) -> Problem:
+    message = f"must be 1 to {limit} printable ASCII characters without spaces"
+    return Problem(
+        400, f"Idempotency-Key {message}", errors=[Violation("Idempotency-Key", f"[!-~]{{1,{limit}}}", message)]
+    )
 
 
-def _no_topic(topic: str, event_id: str) -> Problem:
+def _problem(outcome: NotAcknowledged, declared: Declared, event_id: str) -> Problem:
+    """Why an event was not acknowledged, for the client."""
+    name = declared.pipeline.name
+    REFUSED.labels(name, outcome.kind).inc()
+    if (now := time.monotonic()) > _noted.get(name, 0.0):  # the counter has them all
+        _noted[name] = now + _NOTE_SECONDS
+        log.warning("not acknowledged", pipeline=name, kind=outcome.kind, error=outcome.message)
+    match outcome.kind:
+        case "unknown-topic":
+            return _no_topic(declared.pipeline.topic_name, event_id)
+        case "too-large":
+            return Problem(413, "the event is larger than its topic allows")
+        case "queue-full" | "unreachable":
+            return unavailable("Kafka does not take the event now", retry_after=2, event_id=event_id)
+    detail = "Kafka has not acknowledged the event; it may have landed: repeat it with this Idempotency-Key"
+    return unavailable(detail, retry_after=2, event_id=event_id)
+
+
+def _no_topic(topic: str, event_id: str | None) -> Problem:
     return unavailable(f"topic {topic} does not exist: run levada topics apply", retry_after=30, event_id=event_id)
-
-
-def _answer_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)  # noqa: S101
-    return error.response()
-
-
-def _answer_http(_: Request, error: Exception) -> Response:
-    """What the router refuses: unknown paths and methods."""
-    assert isinstance(error, HTTPException)  # noqa: S101
-    REQUESTS.labels("", error.status_code).inc()
-    detail = "post events to /v1/<pipeline>/events"
-    return Problem(error.status_code, detail, headers=error.headers).response()
-
-
-def _answer_error(_: Request, error: Exception) -> Response:
-    REQUESTS.labels("", 500).inc()
-    return Problem(500, "the collector failed; its log tells more").response()
 
 
 class _Server(uvicorn.Server):
@@ -264,34 +403,45 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(collector: Collector, port: int, stop: threading.Event) -> None:
-    server = _Server(
-        uvicorn.Config(
-            collector.application(),
-            host="0.0.0.0",  # noqa: S104
-            port=port,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
+async def _sweep(server: uvicorn.Server) -> None:
+    """Have each connection look at its deadline, now and then: a timer a request would cost more."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        now = time.monotonic()
+        for connection in list(server.server_state.connections):
+            assert isinstance(connection, Connection)  # noqa: S101
+            connection.check(now)
+
+
+async def _serve(collector: Collector, settings: CollectorSettings, stop: threading.Event) -> None:
+    """Answer requests until ``stop``; then tell clients to go, stop listening, and finish what is under way."""
+    limits = Limits(settings.header_timeout, settings.body_timeout, settings.max_header_bytes, settings.max_connections)
+    config = uvicorn.Config(
+        collector,
+        host="0.0.0.0",  # noqa: S104
+        port=settings.port,
+        http=bounded(limits, lambda status: collector.count("", status, 0)),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-
-    async def watch_stop() -> None:
-        await asyncio.to_thread(stop.wait)
-        server.should_exit = True
-
+    server = _Server(config)
     async with collector.running():
-        watcher = asyncio.create_task(watch_stop())
-        try:
-            await server.serve()
-        finally:
-            stop.set()
-            await watcher
+        serving = asyncio.create_task(server.serve())
+        sweeping = asyncio.create_task(_sweep(server))
+        while not (stop.is_set() or serving.done()):
+            await asyncio.sleep(0.1)
+        collector.draining = True
+        if not serving.done():
+            await asyncio.sleep(_DRAIN_SECONDS)
+        server.should_exit = True
+        await serving
+        sweeping.cancel()
 
 
 def run(settings: Settings) -> None:
@@ -300,6 +450,6 @@ def run(settings: Settings) -> None:
 
     def main(stop: threading.Event) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(collector, settings.collector.port, stop))
+            runner.run(_serve(collector, settings.collector, stop))
 
     process.run(main, settings, ready=collector.ready, live=collector.live)

@@ -1,12 +1,15 @@
-"""Producing with an answer: ``await`` returns once the brokers have acknowledged."""
+"""Producing with an answer: what :meth:`AckProducer.send` returns is settled once the brokers have acknowledged."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Literal
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -16,12 +19,17 @@ from levada.config import CollectorSettings, KafkaSettings
 _QUEUE_KBYTES: Final = 32_768
 _POLL_SECONDS: Final = 0.1
 _LIST_SECONDS: Final = 1.0
+_SUSPECT_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 2.0
+_LOOK_AGAIN_SECONDS: Final = 0.3
+_GUARD_SECONDS: Final = 0.05
+_STALL_SECONDS: Final = 0.75
 _RENEW_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """Where an acknowledged event is in its topic."""
 
@@ -29,19 +37,18 @@ class Receipt:
     offset: int
 
 
-class NotAcknowledgedError(RuntimeError):
-    """An event that Kafka has not acknowledged.
+@dataclass(frozen=True, slots=True)
+class NotAcknowledged:
+    """Why Kafka has not acknowledged an event."""
 
-    Attributes:
-        kind: ``unknown-topic``, ``too-large``, ``queue-full`` (certainly not written) or ``failed`` (may be written).
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    kind: Literal["unknown-topic", "too-large", "queue-full", "unreachable", "failed"]
+    """``failed`` may have been written; all others certainly were not."""
+    message: str
 
 
-_KINDS: Final = {
+Outcome = Receipt | NotAcknowledged
+
+_KINDS: Final[dict[int, Literal["unknown-topic", "too-large", "queue-full"]]] = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: "unknown-topic",
     KafkaError._UNKNOWN_TOPIC: "unknown-topic",
     KafkaError.MSG_SIZE_TOO_LARGE: "too-large",
@@ -55,22 +62,31 @@ class AckProducer:
     Delivery reports arrive on a thread of their own and are handed to the loop in batches: one wake-up for all that
     came since the last, not one a request. After an error that ends librdkafka's client (as when its rights come later
     than its password) that thread makes a new one; events in the old one are answered as not acknowledged.
+
+    Kafka counts as unreachable when it does not list its topics, or acknowledges nothing while events wait. From then
+    on events are refused at once, until it lists them again.
     """
 
     def __init__(self, kafka: KafkaSettings, collector: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._timeout = collector.delivery_timeout
-        self._reports: list[_Report] = []
+        self._reports: list[tuple[asyncio.Future[Outcome], Outcome]] = []
+        self._waiting: dict[asyncio.Future[Outcome], float] = {}  # in the order they were sent, with the time
+        self._acknowledged = 0.0
         self._closing = threading.Event()
+        self._suspect = asyncio.Event()
         self.topics: frozenset[str] = frozenset()
         """Topics that exist and that this client may see, as of the last look."""
         self.seen = False
         """Whether Kafka has answered at least once."""
+        self.reachable = False
+        """Whether Kafka answers, as far as is known."""
         self._fatal = False
         self._kafka, self._collector = kafka, collector
         self._producer = self._connect()
         self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
         self._thread.start()
+        self._tasks = [loop.create_task(self._keep_looking()), loop.create_task(self._guard())]
 
     def _connect(self) -> Producer:
         return Producer(
@@ -84,9 +100,13 @@ class AckProducer:
                 # Room for the envelope: the limit for clients is on the body.
                 "message.max.bytes": self._collector.max_body_bytes + 65_536,
                 # Beyond this the client was told to retry, so there is no use in trying on.
-                "message.timeout.ms": int(self._collector.delivery_timeout * 1000),
+                "message.timeout.ms": int(self._timeout * 1000),
                 "queue.buffering.max.kbytes": _QUEUE_KBYTES,
-                "reconnect.backoff.ms": 500,
+                # A link that was cut is used again soon after it heals, not when TCP feels like it.
+                "socket.timeout.ms": 3_000,
+                "socket.connection.setup.timeout.ms": 1_500,
+                "socket.nagle.disable": True,
+                "reconnect.backoff.ms": 100,
                 "reconnect.backoff.max.ms": 1_000,
                 "topic.metadata.propagation.max.ms": 1_000,
                 "allow.auto.create.topics": False,
@@ -100,44 +120,85 @@ class AckProducer:
         """Whether delivery reports are still taken."""
         return self._thread.is_alive()
 
-    async def send(self, topic: str, value: bytes, key: str, headers: dict[str, str]) -> Receipt:
-        """Produce one event and wait for its acknowledgement.
-
-        Raises:
-            NotAcknowledgedError: there was none in time, or Kafka refused.
-        """
-        acknowledged: asyncio.Future[Receipt] = self._loop.create_future()
-
-        def report(error: KafkaError | None, message: Message) -> None:
-            outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
-            self._reports.append((acknowledged, outcome))
-
+    def send(
+        self, topic: str, value: bytes, key: str | bytes, headers: list[tuple[str, str]]
+    ) -> asyncio.Future[Outcome]:
+        """Produce one event; the future is settled by its acknowledgement, or the want of it, and never raises."""
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        if not self.reachable:
+            future.set_result(NotAcknowledged("unreachable", "no broker answers"))
+            return future
         try:
-            self._producer.produce(topic, value, key, headers=list(headers.items()), on_delivery=report)
+            self._producer.produce(topic, value, key, headers=headers, on_delivery=partial(self._report, future))
         except BufferError:
-            raise NotAcknowledgedError("queue-full", "too many events wait for Kafka") from None
+            future.set_result(NotAcknowledged("queue-full", "too many events wait for Kafka"))
         except KafkaException as error:
-            raise _refused(error.args[0]) from error
-        try:
-            return await asyncio.wait_for(acknowledged, self._timeout)
-        except TimeoutError:
-            raise NotAcknowledgedError("failed", "Kafka did not acknowledge the event in time") from None
+            future.set_result(_refused(error.args[0]))
+        else:
+            self._waiting[future] = time.monotonic()
+        return future
 
-    async def look(self) -> None:
-        """See which topics exist."""
+    async def _look(self, patience: float) -> None:
+        """See which topics exist, and whether Kafka answers."""
         try:
-            listing = await asyncio.to_thread(self._producer.list_topics, timeout=_LIST_SECONDS)
+            listing = await asyncio.to_thread(self._producer.list_topics, timeout=patience)
         except KafkaException as error:
-            log.warning("Kafka does not answer", error=error.args[0].str())
+            if time.monotonic() - self._acknowledged > patience:
+                self._lost(error.args[0].str())
             return
         self.topics = frozenset(name for name, topic in listing.topics.items() if topic.error is None)
-        self.seen = True
+        if not self.reachable:
+            log.info("Kafka answers", topics=len(self.topics))
+        self.seen = self.reachable = True
 
-    def close(self) -> None:
-        """Stop the thread; whoever still waits has had the answer 503."""
+    async def close(self) -> None:
+        """Stop; whoever still waits has had the answer 503."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._finish)
+
+    def _finish(self) -> None:
         self._closing.set()
         self._thread.join()
         self._producer.flush(self._timeout)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            suspect = self._suspect.is_set() and self.reachable
+            self._suspect.clear()
+            await self._look(_SUSPECT_SECONDS if suspect else _LIST_SECONDS)
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS if self.reachable else _LOOK_AGAIN_SECONDS):
+                    await self._suspect.wait()
+            except TimeoutError:
+                pass
+
+    async def _guard(self) -> None:
+        """Answer those for whom no report comes in time."""
+        stalled = 0
+        while True:
+            await asyncio.sleep(_GUARD_SECONDS)
+            now = time.monotonic()
+            oldest = next(iter(self._waiting.values()), math.inf)
+            # Twice in a row, because after a pause of this process reports may be right behind this look.
+            stalled = stalled + 1 if now - max(oldest, self._acknowledged) > _STALL_SECONDS else 0
+            if stalled > 1:
+                self._lost("nothing is acknowledged")
+            late = now - self._timeout - _STALL_SECONDS
+            overdue = [future for future, sent in self._waiting.items() if sent < late] if oldest < late else []
+            self._settle([(future, NotAcknowledged("failed", "no report in time")) for future in overdue])
+
+    def _lost(self, why: str) -> None:
+        if self.reachable or not self.seen:
+            log.warning("Kafka does not answer", error=why)
+        self.reachable = False
+        failed = NotAcknowledged("failed", f"Kafka did not acknowledge the event: {why}")
+        self._settle([(future, failed) for future in self._waiting])
+
+    def _report(self, future: asyncio.Future[Outcome], error: KafkaError | None, message: Message) -> None:
+        outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
+        self._reports.append((future, outcome))
 
     def _poll(self) -> None:
         while not self._closing.is_set():
@@ -151,26 +212,25 @@ class AckProducer:
                 self._closing.wait(_RENEW_SECONDS)  # what ended the last one may not be over yet
             if self._reports:
                 reports, self._reports = self._reports, []
-                self._loop.call_soon_threadsafe(_settle, reports)
+                self._loop.call_soon_threadsafe(self._settle, reports)
+
+    def _settle(self, reports: list[tuple[asyncio.Future[Outcome], Outcome]]) -> None:
+        acknowledged = False
+        for future, outcome in reports:
+            self._waiting.pop(future, None)
+            acknowledged |= isinstance(outcome, Receipt)
+            if not future.done():  # else it took too long: the client has had its answer
+                future.set_result(outcome)
+        if acknowledged:
+            self._acknowledged = time.monotonic()
 
     def _problem(self, error: KafkaError) -> None:
         if error.fatal():
             self._fatal = True
             log.error("the Kafka client cannot go on, a new one takes over", error=error.str())
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._loop.call_soon_threadsafe(self._suspect.set)
 
 
-_Report = tuple["asyncio.Future[Receipt]", Receipt | NotAcknowledgedError]
-
-
-def _settle(reports: list[_Report]) -> None:
-    for acknowledged, outcome in reports:
-        if acknowledged.done():
-            continue  # it took too long: the client has had its answer
-        if isinstance(outcome, Receipt):
-            acknowledged.set_result(outcome)
-        else:
-            acknowledged.set_exception(outcome)
-
-
-def _refused(error: Any) -> NotAcknowledgedError:
-    return NotAcknowledgedError(_KINDS.get(error.code(), "failed"), f"Kafka did not take the event: {error.str()}")
+def _refused(error: Any) -> NotAcknowledged:
+    return NotAcknowledged(_KINDS.get(error.code(), "failed"), f"Kafka did not take the event: {error.str()}")

@@ -10,8 +10,9 @@ from typing import Final, Generic, TypeVar
 import structlog
 from prometheus_client import Gauge
 
-from levada.event import Checker
-from levada.pipeline import Pipeline, declared_names, load_pipeline, load_pipelines
+from levada.ingest.admission import Declared
+from levada.ingest.seal import Sealer
+from levada.pipeline import declared_names, load_pipeline, load_pipelines
 
 BROKEN: Final = Gauge(
     "levada_collector_file_broken", "1 while a changed file is not usable and its last good content is used.", ["file"]
@@ -60,25 +61,23 @@ class Reloaded(Generic[_T]):
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-class Declared:
-    """A pipeline as the collector uses it."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-        self.checker = Checker(pipeline)
-
-
 class Declarations(Mapping[str, Declared]):
     """The declared pipelines by name, kept up to date by :meth:`refresh`.
+
+    Args:
+        folder: where the declarations are.
+        sealer: makes the digests of sensitive values; without it, pipelines that need one cannot be used.
 
     Raises:
         PipelineError: at construction, if any declaration cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sealer: Sealer | None) -> None:
         self._folder = folder
+        self._sealer = sealer
         self._files: dict[str, Reloaded[Declared]] = {}
-        load_pipelines(folder)
+        for pipeline in load_pipelines(folder).values():
+            Declared(pipeline, sealer)
         self.refresh()
 
     def refresh(self) -> None:
@@ -99,7 +98,7 @@ class Declarations(Mapping[str, Declared]):
                 BROKEN.labels(path.name).set(0)
 
     def _load(self, name: str) -> Declared:
-        return Declared(load_pipeline(self._folder, name))
+        return Declared(load_pipeline(self._folder, name), self._sealer)
 
     def __getitem__(self, name: str) -> Declared:
         declared = self._files[name].value

@@ -34,7 +34,7 @@ def client(settings: Settings) -> Iterator[httpx.Client]:
     assert not collector.ready()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_REFRESH_SECONDS", 0.2)
-        thread = threading.Thread(target=lambda: asyncio.run(module._serve(collector, settings.collector.port, stop)))
+        thread = threading.Thread(target=lambda: asyncio.run(module._serve(collector, settings.collector, stop)))
         thread.start()
         with httpx.Client(base_url=f"http://127.0.0.1:{settings.collector.port}", timeout=10) as client:
             wait_until(collector.ready)
@@ -90,6 +90,12 @@ REFUSED = {
     "no key": (401, "plain", {"headers": {}, "json": GOOD}, []),
     "unknown key": (401, "plain", {"headers": {"Authorization": "Bearer nobody"}, "json": GOOD}, []),
     "not a bearer": (401, "plain", {"headers": {"Authorization": "Basic k-all"}, "json": GOOD}, []),
+    "two types": (
+        400,
+        "plain",
+        {"headers": [*KEY.items(), *[("Content-Type", "application/json")] * 2], "content": b"{}"},
+        [],
+    ),
     "two keys": (401, "plain", {"headers": [("Authorization", "Bearer k-all")] * 2, "json": GOOD}, []),
     "key of another pipeline": (403, "plain", {"headers": {"Authorization": "Bearer k-one"}, "json": GOOD}, []),
     "unknown pipeline": (404, "nobody", {"headers": KEY, "json": GOOD}, []),
@@ -218,7 +224,7 @@ def test_too_much_at_once(settings: Settings, limit: str, value: int, monkeypatc
     collector = Collector(settings)
 
     async def post() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(collector.application())) as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(collector)) as client:
             return await client.post("http://collector/v1/plain/events", headers=KEY, json=GOOD)
 
     answer = asyncio.run(post())

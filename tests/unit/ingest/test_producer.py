@@ -10,13 +10,16 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from levada.config import Settings, required
 from levada.ingest import producer as module
-from levada.ingest.producer import AckProducer
+from levada.ingest.producer import AckProducer, NotAcknowledged, Receipt
 
 from .kafka import MockKafka
 
 
 class Ended:
     """A client that has met an error it cannot go on from, as librdkafka's shows it."""
+
+    def list_topics(self, **_: float) -> Any:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
     def poll(self, _: float) -> int:
         raise KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, "no rights yet", fatal=True))
@@ -37,11 +40,16 @@ def test_a_client_that_ended_is_replaced(kafka: MockKafka, settings: Settings, m
         try:
             while len(made) < 2:
                 await asyncio.sleep(0.05)
-            await asyncio.sleep(1.2)
-            receipt = await producer.send("plain", b"{}", "k", {"event-id": "1"})
+            assert not producer.reachable
+            early = await producer.send("plain", b"{}", "k", [])
+            assert early == NotAcknowledged("unreachable", "no broker answers")
+            while not producer.reachable:
+                await asyncio.sleep(0.05)
+            receipt = await producer.send("plain", b"{}", "k", [("event-id", "1")])
             assert producer.alive
+            assert isinstance(receipt, Receipt)
             return receipt.offset
         finally:
-            await asyncio.to_thread(producer.close)
+            await producer.close()
 
     assert asyncio.run(asyncio.wait_for(send(), 20)) >= 0

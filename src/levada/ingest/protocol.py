@@ -1,0 +1,220 @@
+"""HTTP/1.1 with bounds: uvicorn's connection, given deadlines that do not move, and limits on what one may send.
+
+uvicorn starts its timers again at every byte, so a client that sends one byte a second holds a connection for ever.
+Here the time for the head and for the body of a request counts from its first byte. What breaks HTTP, or a bound, is
+answered with a problem, and what else comes is read and forgotten for a moment before the connection ends: one that is
+closed on unread bytes is reset, and the client would never see the answer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from levada.ingest.problem import MEDIA_TYPE, Problem
+
+SWEEP_SECONDS: Final = 0.25
+"""How often :meth:`Connection.check` is to be called."""
+_LINGER_SECONDS: Final = 0.5
+_LINGER_BODY_SECONDS: Final = 2.0
+_FLUSH_SECONDS: Final = 5.0
+_MAX_HEADERS: Final = 100
+_MAX_PIPELINED: Final = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one connection may take, and how many there may be."""
+
+    head_seconds: float
+    """From the first byte of a request, or the start of the connection, to the end of the headers."""
+    body_seconds: float
+    """From there to the end of the body."""
+    head_bytes: int
+    connections: int
+
+
+class _Transport:
+    """The transport as the answer to a request sees it: how to close is the connection's to know."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: Any, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; :func:`bounded` makes the class with its limits."""
+
+    limits: Limits
+    on_refusal: Callable[[int], None]
+    """Told the status of each refusal that the application does not see."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = httptools.HttpRequestParser(self)  # uvicorn's own is lenient about what follows a last request
+        self._reading: Literal["nothing", "head", "body"] = "nothing"
+        self._deadline = math.inf
+        self._head_bytes = self._fields_bytes = self._headers = 0
+        self._too_large = self._over = self._lingers = False
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection, or say that there are too many."""
+        super().connection_made(transport)
+        self._deadline = time.monotonic() + self.limits.head_seconds
+        self._answering = _Transport(transport, self._close)
+        if len(self.connections) > 2 * self.limits.connections:
+            transport.abort()
+        elif len(self.connections) > self.limits.connections:
+            self._refuse(Problem(503, "too many connections at once", retry_after=1))
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, within the bounds."""
+        if self._over:
+            return
+        self._unset_keepalive_if_required()
+        if self._deadline == math.inf:
+            self._deadline = time.monotonic() + self.limits.head_seconds
+        if self._reading != "body":
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Nothing but HTTP/1.1 is spoken here: the request is answered as it stands, and is the last.
+            self._over = True
+            self.cycle.keep_alive = False
+        except httptools.HttpParserError:
+            self._refuse(self._head_too_large() if self._too_large else Problem(400, "this is not HTTP/1.1"))
+        else:
+            if self._reading == "head" and self._head_bytes > self.limits.head_bytes:
+                self._refuse(self._head_too_large())
+
+    def _head_too_large(self) -> Problem:
+        return Problem(431, f"a request may have {_MAX_HEADERS} headers and {self.limits.head_bytes} bytes of them")
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError("too many requests before the first is answered")
+        super().on_message_begin()
+        if self._deadline == math.inf:
+            self._deadline = time.monotonic() + self.limits.head_seconds
+        self._reading = "head"
+        self._fields_bytes = self._headers = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        self._bound(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which nobody asked for."""
+        self._headers += 1
+        self._bound(len(name) + len(value))
+        if self._reading == "head":
+            super().on_header(name, value)
+
+    def _bound(self, size: int) -> None:
+        self._fields_bytes += size
+        self._too_large = self._fields_bytes > self.limits.head_bytes or self._headers > _MAX_HEADERS
+        if self._too_large:
+            raise ValueError("the head of the request is too large")
+
+    def on_headers_complete(self) -> None:
+        """The application takes over."""
+        super().on_headers_complete()
+        self.cycle.transport = self._answering  # type: ignore[assignment]
+        self._reading = "body"
+        self._deadline = time.monotonic() + self.limits.body_seconds
+
+    def on_message_complete(self) -> None:
+        """The request is whole; how long its answer takes is for the application to bound."""
+        super().on_message_complete()
+        self._reading = "nothing"
+        self._deadline = math.inf
+        self._head_bytes = 0
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, unless there must be none."""
+        if self._over:
+            self.server_state.total_requests += 1
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._linger()
+        elif self._reading == "body" and self.cycle.response_complete:  # nobody wants the rest of it
+            self.server_state.total_requests += 1
+            self._linger()
+        else:
+            super().on_response_complete()
+            if self._reading != "nothing":  # it had to wait for this answer
+                seconds = self.limits.head_seconds if self._reading == "head" else self.limits.body_seconds
+                self._deadline = time.monotonic() + seconds
+
+    def shutdown(self) -> None:
+        """Finish what has begun: the server stops."""
+        super().shutdown()
+        self._deadline = min(self._deadline, time.monotonic() + self.limits.head_seconds)
+
+    def check(self, now: float) -> None:
+        """Act on a deadline that has passed at ``now``, a time.monotonic()."""
+        if now < self._deadline:
+            if self.transport.is_closing() and not self._lingers:  # the client does not take its answer
+                self._lingers, self._deadline = True, min(self._deadline, now + _FLUSH_SECONDS)
+        elif self._lingers:
+            self.transport.abort()
+        else:
+            allowed = self.limits.body_seconds if self._reading == "body" else self.limits.head_seconds
+            self._refuse(Problem(408, f"the request did not come whole within {allowed:g} seconds"))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Take nothing more, and say why, unless earlier requests are still to be answered: an answer has no name."""
+        self._over = True
+        self._deadline = math.inf
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self._reading != "body":
+                cycle.keep_alive = False
+                return
+            if self.pipeline:
+                self.pipeline.popleft()
+                return
+            if cycle.response_started:
+                self._linger()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.on_refusal(problem.status)
+        body = problem.body()
+        headers = {"Content-Type": MEDIA_TYPE.decode(), "Content-Length": str(len(body)), **problem.headers}
+        lines = [f"{name}: {value}\r\n" for name, value in {**headers, "Connection": "close"}.items()]
+        self.transport.write(STATUS_LINE[problem.status] + "".join(lines).encode() + b"\r\n" + body)
+        self._linger()
+
+    def _close(self) -> None:
+        if self._reading == "nothing":
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        if self._lingers or self.transport.is_closing():
+            return
+        self._over = self._lingers = True
+        seconds = _LINGER_BODY_SECONDS if self._reading == "body" else _LINGER_SECONDS
+        self._deadline = time.monotonic() + seconds
+        self.transport.write_eof()
+        self.flow.resume_reading()
+
+
+def bounded(limits: Limits, on_refusal: Callable[[int], None]) -> type[Connection]:
+    """The protocol class for uvicorn, with these limits."""
+    return type("BoundedConnection", (Connection,), {"limits": limits, "on_refusal": staticmethod(on_refusal)})
