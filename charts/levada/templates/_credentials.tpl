@@ -42,6 +42,9 @@
 {{- $_ := set $spec (printf "%s-api-key" $release) $keyed -}}
 {{- $_ := set $spec (printf "%s-collector-keys" $release) (dict "keys.json" (dict "apiKeysOf" (list (printf "%s-api-key/key" $release)))) -}}
 {{- end -}}
+{{- if and .enabled (not .pepper.existingSecret) -}}
+{{- $_ := set $spec (printf "%s-pepper" $release) (dict "pepper" (dict "random" 32)) -}}
+{{- end -}}
 {{- end -}}
 {{- with $ingest.orders -}}
 {{- if and .enabled (not .existingSecret) -}}

@@ -45,14 +45,39 @@ class Broker(Workload, Stored, Served):
     """Controllers of their own."""
 
 
+class Pepper(Block):
+    """What is mixed into every digest of a sensitive value."""
+
+    existing_secret: ObjectName
+    """A Secret with `pepper`, a text of 16 bytes or more; empty: made once, in `<release>-pepper`. With another one,
+    equal values get other digests than before."""
+
+
+class Sealing(Block):
+    """What one Argon2id digest of a sensitive value costs, whoever makes it."""
+
+    memory_kib: Annotated[int, Field(ge=8_192, le=1_048_576)]
+    """KiB of memory."""
+    passes: Annotated[int, Field(ge=1, le=100)]
+    """Passes over that memory."""
+    threads: Annotated[int, Field(ge=1, le=64)]
+    """Digests that are made at once."""
+
+
 class Collector(Replicated, Exposed):
     """Takes events by HTTP and answers 202 once Kafka has them."""
 
     existing_secret: ObjectName
     """A Secret with `keys.json`, `{"<id>": {"sha256": "<hex of the key>", "pipelines": ["*"]}}`; empty: made once, with
     one key for all pipelines, whose clear text is in `<release>-api-key`."""
+    pepper: Pepper
+    """What is mixed into every digest of a sensitive value."""
     max_body_bytes: BodyBytes
-    """A larger request body is answered with 413."""
+    """A larger event is answered with 413."""
+    max_bulk_bytes: BodyBytes
+    """A larger batch of events is answered with 413."""
+    sealing: Sealing
+    """What a digest of a sensitive value costs."""
 
 
 class OrderPage(Replicated, Exposed):

@@ -7,6 +7,7 @@ What a part needs of the line, declared once in part.uses, from which environmen
   postgresCa     true where a program other than Levada's talks to PostgreSQL
   s3, mlflow, gate   true
   apiKeys        the Secret with keys.json
+  pepper         the Secret with pepper
   secrets        what nothing else uses: [{secret, path, keys, as}], as lib.secretSource takes them
   pipelines      "*" for every declaration, or the name of one
 Credentials are files below /etc/levada/credentials.
@@ -78,6 +79,9 @@ LEVADA_GATE_KEY_FILE: /etc/levada/credentials/gate/key
 {{- end }}
 {{- if $uses.apiKeys }}
 LEVADA_COLLECTOR__API_KEYS_FILE: /etc/levada/credentials/api-keys/keys.json
+{{- end }}
+{{- if $uses.pepper }}
+LEVADA_COLLECTOR__PEPPER_FILE: /etc/levada/credentials/pepper/pepper
 {{- end }}
 {{- with $uses.pipelines }}
 LEVADA_PIPELINES: /etc/levada/pipelines
@@ -173,6 +177,9 @@ LEVADA_PIPELINE: {{ . }}
 {{- end -}}
 {{- with $uses.apiKeys -}}
 {{- $sources = append $sources (include "lib.secretSource" (dict "secret" . "path" "api-keys" "keys" (list "keys.json"))) -}}
+{{- end -}}
+{{- with $uses.pepper -}}
+{{- $sources = append $sources (include "lib.secretSource" (dict "secret" . "path" "pepper" "keys" (list "pepper"))) -}}
 {{- end -}}
 {{- range $uses.secrets -}}
 {{- $sources = append $sources (include "lib.secretSource" .) -}}
