@@ -109,6 +109,15 @@ class MlflowSettings(_Block):
     uri: str
 
 
+class SinkSettings(_Block):
+    """One sink of those that share a topic."""
+
+    index: int = 0
+    """Which of the pipeline's ``stream.replicas`` sinks this is; partition p belongs to sink p mod replicas."""
+    window_ids: int = 10_000_000
+    """Most event ids that the dedupe window keeps, 20 bytes each; beyond it the oldest are forgotten early."""
+
+
 class CollectorSettings(_Block):
     """The HTTP collector."""
 
@@ -166,6 +175,7 @@ class Settings(BaseSettings):
     mlflow: MlflowSettings | None = None
     gate_key_file: Path | None = None
     """Key that signs and verifies the gate's outcome."""
+    sink: SinkSettings = SinkSettings()
     collector: CollectorSettings = CollectorSettings()
     predictor: PredictorSettings = PredictorSettings()
 

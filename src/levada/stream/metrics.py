@@ -17,6 +17,23 @@ COMMITTED = Gauge(
 )
 DEAD_LETTERS = Counter("levada_sink_dead_letters", "Events sent to the dead-letter topic.", ["pipeline", "rule"])
 DUPLICATES = Counter("levada_sink_duplicates", "Events dropped because their id was seen before.", ["pipeline"])
+LATE = Counter(
+    "levada_sink_late_events",
+    "Events further back than lake.lateHorizon; they are dead letters.",
+    ["pipeline"],
+)
+WINDOW_IDS = Gauge("levada_sink_window_ids", "Event ids that the dedupe window knows.", ["pipeline"])
+WINDOW_SHORTENED = Gauge(
+    "levada_sink_window_shortened", "1 once the dedupe window forgot ids early to stay in its memory.", ["pipeline"]
+)
+WINDOW_FILL_SECONDS = Gauge("levada_sink_window_fill_seconds", "Time that filling the window took.", ["pipeline"])
+CONFLICTS = Counter("levada_sink_commit_conflicts", "Commits repeated because another came first.", ["pipeline"])
+FENCED = Counter("levada_sink_fenced", "Times that another sink took a partition of this one.", ["pipeline"])
+TABLE_FILES = Gauge("levada_lake_files", "Data files of the table.", ["pipeline"])
+SNAPSHOTS = Gauge("levada_lake_snapshots", "Snapshots of the table.", ["pipeline"])
+TOPIC_REPLACED = Counter(
+    "levada_sink_topic_replaced", "Times that the topic was found to be another one.", ["pipeline", "policy"]
+)
 LAG = Gauge("levada_sink_lag", "Events in Kafka that are not in the lake yet.", ["pipeline", "partition"])
 FRESHNESS = Histogram(
     "levada_sink_freshness_seconds",

@@ -12,12 +12,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self
+from datetime import UTC, datetime
+from typing import Final, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 from confluent_kafka import Message
+from numpy.typing import NDArray
 from pyiceberg.catalog.sql import SqlCatalog
 
 from levada import lake, process
@@ -25,29 +28,35 @@ from levada.config import Settings, required
 from levada.errors import UserError
 from levada.pipeline import Pipeline, load_pipeline, seconds
 from levada.stream import metrics
-from levada.stream.dead import DeadLetter, DeadLetters
-from levada.stream.events import Decoder
+from levada.stream.dead import DeadLetters
+from levada.stream.events import LATE, Decoder
 from levada.stream.source import Source
-from levada.stream.start import NeedsOperatorError, replaced, starting_points
+from levada.stream.start import NeedsOperatorError, note_replaced, starting_points
 from levada.stream.table import FencedError, OwnedTable
 from levada.stream.window import Window
 
-_POLL_MESSAGES: Final = 5_000
+_POLL_MESSAGES: Final = 20_000
 _POLL_SECONDS: Final = 0.2
 _IDLE_SECONDS: Final = 1.0
 _COMMIT_GAP_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 10.0
-_FULL_ROWS: Final = 25_000
+_FULL_ROWS: Final = 150_000
 _FULL_BYTES: Final = 32 * 1024 * 1024
 _MAX_BACKOFF: Final = 30.0
 _READY_SECONDS: Final = 60.0
 _LIVE_SECONDS: Final = 300.0
 
+_CLOCK_SECONDS: Final = 86_400.0  # a row's stamp may be ahead of this machine's clock; look that far
+
 log = structlog.get_logger(__name__)
 
 
-class TopicGrewError(Exception):
-    """The topic has more partitions than the session reads; the next session takes them all."""
+class SinkError(UserError):
+    """A sink that was set up wrong; the message says what to change."""
+
+
+class TopicChangedError(Exception):
+    """The topic has more partitions, or is another one that may be read; the next session starts from that."""
 
 
 class Buffer:
@@ -78,10 +87,8 @@ class Buffer:
         return now - self.last >= _IDLE_SECONDS or now - self.since >= commit_every
 
 
-def to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table; column by column it is four times as fast as ``Table.from_pylist``."""
-    columns = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
+def _next_offsets(messages: list[Message]) -> list[int]:
+    return [message.offset() + 1 for message in messages]
 
 
 class Session:
@@ -91,10 +98,17 @@ class Session:
         self, settings: Settings, pipeline: Pipeline, catalog: SqlCatalog, beat: Callable[[], None] = lambda: None
     ) -> None:
         kafka = required(settings.kafka, "LEVADA_KAFKA__BOOTSTRAP")
+        self._settings = settings
         self._pipeline = pipeline
         self._schema = lake.arrow_schema(pipeline)
         self._commit_every = seconds(pipeline.stream.commit_every)
-        self._window = Window(seconds(pipeline.lake.dedupe_window))
+        self._index = settings.sink.index
+        if self._index >= pipeline.stream.replicas:
+            raise SinkError(
+                f"LEVADA_SINK__INDEX is {self._index}, pipeline {pipeline.name} has {pipeline.stream.replicas} sinks, "
+                "counted from 0"
+            )
+        self._window = Window(seconds(pipeline.lake.dedupe_window), settings.sink.window_ids)
         self._catalog = catalog
         self._beat = beat
         self._source = Source(kafka, pipeline)
@@ -117,7 +131,7 @@ class Session:
         self._topic = self._source.topic()
         self._table = OwnedTable(self._catalog, self._pipeline)
         start = starting_points(
-            self._pipeline, self._table.offsets, self._topic, self._source.bounds(self._topic.partitions)
+            self._pipeline, self._table.offsets, self._topic, self._source.bounds(self._own(self._topic.partitions))
         )
         self._table.claim(self._topic.id, start)
         self._reached = dict(start)
@@ -127,7 +141,9 @@ class Session:
         self._source.read_from(start)
         self._buffer = Buffer()
         self._last_look = time.monotonic()
-        log.info("table claimed", pipeline=self._pipeline.name, topic_id=self._topic.id, start=start)
+        log.info(
+            "partitions claimed", pipeline=self._pipeline.name, sink=self._index, topic_id=self._topic.id, start=start
+        )
 
     def step(self) -> None:
         """Read for a moment; commit if it is time."""
@@ -147,24 +163,22 @@ class Session:
         buffer.last = time.monotonic()
         if not buffer.reached:
             buffer.since = buffer.last
-        events = []
-        for message in messages:
-            decoded = self._decoder.decode(message, now)
-            if isinstance(decoded, DeadLetter):
-                self._dead.send(decoded)
-                buffer.rules.append(decoded.rule)
-            else:
-                events.append(decoded)
-            buffer.reached[message.partition()] = message.offset() + 1
-            buffer.bytes += len(message.value() or b"")
-        new = [event for event, is_new in zip(events, self._window.new([e.id for e in events]), strict=True) if is_new]
-        buffer.duplicates += len(events) - len(new)
-        if new:
-            buffer.tables.append(to_table([event.row for event in new], self._schema))
-            buffer.rows += len(new)
-            times = [event.time for event in new]
-            buffer.oldest = min(times) if buffer.oldest is None else min(buffer.oldest, *times)
-            buffer.newest = max(times) if buffer.newest is None else max(buffer.newest, *times)
+        buffer.reached |= dict(zip(map(Message.partition, messages), _next_offsets(messages), strict=True))
+        decoded = self._decoder.decode(messages, now)
+        for letter in decoded.letters:
+            self._dead.send(letter)
+            buffer.rules.append(letter.rule)
+        buffer.bytes += sum(map(len, messages))
+        rows, new = decoded.rows, self._window.new(decoded.ids)
+        buffer.duplicates += len(new) - int(new.sum())
+        if not new.all():
+            rows = rows.filter(pa.array(new))
+        if rows.num_rows:
+            buffer.tables.append(rows)
+            buffer.rows += rows.num_rows
+            bounds = pc.min_max(rows["_event_time"]).as_py()
+            buffer.oldest = bounds["min"] if buffer.oldest is None else min(buffer.oldest, bounds["min"])
+            buffer.newest = bounds["max"] if buffer.newest is None else max(buffer.newest, bounds["max"])
 
     def commit(self) -> None:
         """Put what is buffered into the table, together with how far it was read."""
@@ -173,7 +187,7 @@ class Session:
             return
         begin = time.monotonic()
         # Asked before every commit: the answer vouches that all that was read since the start is of this topic.
-        grown = self._topic_changed()
+        changed = self._topic_changed()
         # Dead letters first: once the offsets are in the table their events are never read again.
         self._dead.flush()
         rows = pa.concat_tables(buffer.tables) if buffer.tables else self._schema.empty_table()
@@ -181,8 +195,8 @@ class Session:
         self._committed(begin)
         self._source.show_progress(buffer.reached)
         self._table.expire()
-        if grown:
-            raise TopicGrewError
+        if changed:
+            raise TopicChangedError
 
     def _committed(self, begin: float) -> None:
         buffer, name = self._buffer, self._pipeline.name
@@ -198,6 +212,7 @@ class Session:
         metrics.DUPLICATES.labels(name).inc(buffer.duplicates)
         for rule in buffer.rules:
             metrics.DEAD_LETTERS.labels(name, rule).inc()
+        metrics.LATE.labels(name).inc(buffer.rules.count(LATE))
         if buffer.oldest is not None and buffer.newest is not None:
             metrics.FRESHNESS.labels(name).observe((now - buffer.oldest).total_seconds())
             metrics.NEWEST_EVENT.labels(name).set(buffer.newest.timestamp())
@@ -213,33 +228,72 @@ class Session:
     def _look(self) -> None:
         if self._topic_changed():
             self.commit()
-            raise TopicGrewError
+            raise TopicChangedError
 
     def _topic_changed(self) -> bool:
-        """Whether the topic grew; raises if it is another one."""
+        """Whether the topic grew.
+
+        Raises:
+            NeedsOperatorError: it is another one, and the policy is to stop.
+            TopicChangedError: it is another one, and the policy is to read it. What was read and not committed is
+                dropped: nobody can tell of which of the two it is.
+        """
         topic = self._source.topic()
         self._last_look = time.monotonic()
         if topic.id != self._topic.id:
-            raise replaced(self._pipeline, topic)
+            note_replaced(self._pipeline, topic, uncommitted=self._buffer.rows)
+            raise TopicChangedError
         return topic.partitions != self._topic.partitions
 
+    def _own(self, partitions: tuple[int, ...]) -> tuple[int, ...]:
+        own = tuple(part for part in partitions if part % self._pipeline.stream.replicas == self._index)
+        if not own:
+            raise SinkError(
+                f"topic {self._topic.id} has {len(partitions)} partitions, none is for sink {self._index} of "
+                f"{self._pipeline.stream.replicas}: run levada topics apply"
+            )
+        return own
+
     def _fill_window(self) -> None:
-        since = datetime.now(UTC) - timedelta(seconds=seconds(self._pipeline.lake.dedupe_window))
+        """Know what the table has, of all partitions: a key moves to another one when the topic grows.
+
+        From the newest on, slot by slot, so that what does not fit in the window's memory is not read.
+        """
+        begin, now = time.monotonic(), time.time()
+        oldest = now - seconds(self._pipeline.lake.dedupe_window)
+        if self._table.rows <= self._settings.sink.window_ids:
+            self._window.fill(self._ids(oldest, now + _CLOCK_SECONDS))
+        else:
+            until = now + _CLOCK_SECONDS
+            while until > oldest and not self._window.full:
+                since = min(self._window.slot(until - 1e-3)[0], until)
+                self._window.fill(self._ids(since, until))
+                until = since
+        metrics.WINDOW_FILL_SECONDS.labels(self._pipeline.name).set(time.monotonic() - begin)
+
+    def _ids(self, since: float, until: float) -> Iterator[tuple[list[bytes], NDArray[np.int64]]]:
+        """Ids and times (µs since 1970) of the rows that were taken in between these seconds."""
+        stamps = [datetime.fromtimestamp(moment, UTC).isoformat() for moment in (since, until)]
         committed = self._table.table.scan(
-            row_filter=f"_ingested_at >= '{since.isoformat()}'", selected_fields=("_event_id", "_ingested_at")
+            row_filter=f"_ingested_at >= '{stamps[0]}' AND _ingested_at < '{stamps[1]}'",
+            selected_fields=("_event_id", "_ingested_at"),
         )
-
-        def batches() -> Iterator[tuple[list[str], list[datetime]]]:
-            for batch in committed.to_arrow_batch_reader():
-                self._beat()
-                yield batch["_event_id"].to_pylist(), batch["_ingested_at"].to_pylist()
-
-        self._window.fill(batches())
+        for batch in committed.to_arrow_batch_reader():
+            self._beat()
+            ids = pc.cast(batch["_event_id"], pa.binary()).to_pylist()
+            yield ids, batch["_ingested_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
 
     def _show_table(self) -> None:
-        metrics.TABLE_ROWS.labels(self._pipeline.name).set(self._table.rows)
+        name = self._pipeline.name
+        metrics.TABLE_ROWS.labels(name).set(self._table.rows)
+        metrics.TABLE_FILES.labels(name).set(self._table.files)
+        metrics.SNAPSHOTS.labels(name).set(len(self._table.table.metadata.snapshots))
+        metrics.WINDOW_IDS.labels(name).set(len(self._window))
+        metrics.WINDOW_SHORTENED.labels(name).set(self._window.shortened)
+        metrics.CONFLICTS.labels(name).inc(self._table.conflicts)
+        self._table.conflicts = 0
         for partition, reached in self._reached.items():
-            metrics.COMMITTED.labels(self._pipeline.name, partition).set(reached)
+            metrics.COMMITTED.labels(name, partition).set(reached)
 
     def _show_lag(self) -> None:
         for partition, reached in self._reached.items():
@@ -258,7 +312,7 @@ class Sink:
         self._good: float | None = None
         self._failures = 0
         self._stuck_on: str | None = None
-        for rule in ("json", "type", "required", "unknown", "oneOf", "event-id", "event-time"):
+        for rule in ("json", "type", "required", "unknown", "oneOf", "event-id", "event-time", LATE):
             metrics.DEAD_LETTERS.labels(pipeline.name, rule)  # an alert on a rate needs the zero before the first
 
     def live(self) -> bool:
@@ -280,9 +334,10 @@ class Sink:
                 self._session(stop)
                 return
             except FencedError:
+                metrics.FENCED.labels(self._pipeline.name).inc()
                 raise
-            except TopicGrewError:
-                log.info("the topic has new partitions", pipeline=self._pipeline.name)
+            except TopicChangedError:
+                log.info("the topic has changed", pipeline=self._pipeline.name)
                 continue
             except NeedsOperatorError as error:
                 self._stand_still(error)

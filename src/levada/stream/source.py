@@ -63,9 +63,10 @@ class Source:
                 "isolation.level": "read_committed",
                 "allow.auto.create.topics": False,
                 # What is fetched ahead of the buffer; the defaults take hundreds of megabytes in a backlog.
-                "queued.min.messages": 10_000,
-                "queued.max.messages.kbytes": 16_384,
-                "fetch.max.bytes": 1024 * 1024,
+                "queued.min.messages": 50_000,
+                "queued.max.messages.kbytes": 32_768,
+                "fetch.max.bytes": 8 * 1024 * 1024,
+                "check.crcs": True,
                 "reconnect.backoff.ms": 500,
                 "reconnect.backoff.max.ms": 2_000,
             }
@@ -110,9 +111,9 @@ class Source:
             SourceError: Kafka refused a fetch; reading on could skip events.
         """
         messages: list[Message] = self._consumer.consume(count, seconds)
-        for message in messages:
-            if (error := message.error()) is not None:
-                raise SourceError(f"topic {self._topic}, partition {message.partition()}: {error.str()}")
+        if any(map(Message.error, messages)):
+            told = next(message for message in messages if message.error() is not None)
+            raise SourceError(f"topic {self._topic}, partition {told.partition()}: {told.error().str()}")
         return messages
 
     def end(self, partition: int) -> int | None:

@@ -40,7 +40,7 @@ class NeedsOperatorError(UserError):
 
 
 def starting_points(pipeline: Pipeline, offsets: Offsets | None, topic: Topic, bounds: Bounds) -> dict[int, int]:
-    """Partition → offset to read first.
+    """Partition → offset to read first, for the partitions of one sink.
 
     Raises:
         NeedsOperatorError: table and topic do not belong together.
@@ -51,9 +51,13 @@ def starting_points(pipeline: Pipeline, offsets: Offsets | None, topic: Topic, b
             "offsets-lost",
             f"table {table} holds data, but no snapshot tells how far topic {pipeline.topic_name} was read",
         )
-    if offsets.topics and topic.id not in offsets.topics:
-        raise replaced(pipeline, topic)
     known = offsets.of(topic.id)
+    read_of_another = any(
+        partition in read for topic_id, read in offsets.topics.items() if topic_id != topic.id for partition in bounds
+    )
+    # A sibling may have gone on with the new topic already: what counts are the partitions that are asked for.
+    if read_of_another and not any(partition in known for partition in bounds):
+        note_replaced(pipeline, topic, uncommitted=0)
     start = {}
     for partition, (first, end) in bounds.items():
         reached = known[partition].next if partition in known else first
@@ -76,12 +80,30 @@ def starting_points(pipeline: Pipeline, offsets: Offsets | None, topic: Topic, b
     return start
 
 
-def replaced(pipeline: Pipeline, topic: Topic) -> NeedsOperatorError:
-    """The state in which the topic is not the one that the table was read from."""
-    return NeedsOperatorError(
-        "topic-replaced",
+def note_replaced(pipeline: Pipeline, topic: Topic, uncommitted: int) -> None:
+    """Say that the topic is not the one that the table was read from, in the log and in a metric.
+
+    Args:
+        pipeline: whose ``stream.onTopicReplaced`` decides.
+        topic: the new one.
+        uncommitted: events that were read and not committed; nobody can tell of which of the two topics they are.
+
+    Raises:
+        NeedsOperatorError: the policy is to stop.
+    """
+    policy = pipeline.stream.on_topic_replaced
+    metrics.TOPIC_REPLACED.labels(pipeline.name, policy).inc()
+    told = (
         f"topic {pipeline.topic_name} was deleted and created again (its id is {topic.id} now); what the sink had not "
-        f"read of the old one is gone",
+        "committed of the old one is gone"
+    )
+    if policy == "stop":
+        raise NeedsOperatorError("topic-replaced", told)
+    log.error(
+        told + "; stream.onTopicReplaced says to read the new one from its beginning",
+        pipeline=pipeline.name,
+        topic_id=topic.id,
+        uncommitted=uncommitted,
     )
 
 

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from pyiceberg.catalog.sql import SqlCatalog
 
 from levada import lake
-from levada.config import KafkaSettings, Settings
+from levada.config import KafkaSettings, Settings, SinkSettings
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.stream.sink import Session
 from levada.stream.source import Topic
@@ -48,8 +48,11 @@ class Rig:
             lake.CATALOG, uri=f"sqlite:///{self.folder}/catalog.db", warehouse=f"file://{self.folder}/warehouse"
         )
 
-    def session(self) -> Session:
-        return Session(self.settings, self.pipeline, self.catalog())
+    def session(self, index: int = 0) -> Session:
+        """A sink of the pipeline: the one with this index, if there are several."""
+        window = self.settings.sink.window_ids
+        settings = self.settings.model_copy(update={"sink": SinkSettings(index=index, window_ids=window)})
+        return Session(settings, self.pipeline, self.catalog())
 
     def send(self, value: bytes | dict[str, Any] | None, partition: int = 0, **headers: str | bytes) -> None:
         failures: list[object] = []

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table, TableProperties
 
+from levada.config import SinkSettings
+from levada.errors import UserError
 from levada.stream import sink
 from levada.stream import table as table_module
 from levada.stream.dead import DeadLetters
 from levada.stream.offsets import Entry
 from levada.stream.offsets import read as read_offsets
-from levada.stream.sink import Session, TopicGrewError
+from levada.stream.sink import Session, TopicChangedError
 from levada.stream.source import Source, Topic
 from levada.stream.start import NeedsOperatorError, accept, starting_points
-from levada.stream.table import FencedError, OwnedTable
+from levada.stream.table import FencedError, OwnedTable, StaleFilesError
 from levada.stream.window import Window
 
-from .rig import Rig, read, run
+from .rig import SMALL, Rig, read, run
 
 GOOD = {f"e{number}": 1 for number in range(12)}
 
@@ -65,8 +70,9 @@ STEPS = [
     (DeadLetters, "send", 2),
     (Session, "_topic_changed", 1),
     (DeadLetters, "flush", 1),
-    (Table, "append", 1),  # the claim
-    (Table, "append", 2),  # the rows: killed after it, the reply is lost but the commit stands
+    (SqlCatalog, "commit_table", 1),  # the claim
+    (OwnedTable, "_write", 1),
+    (SqlCatalog, "commit_table", 2),  # the rows: killed after it, the reply is lost but the commit stands
     (Window, "commit", 1),
     (Session, "_committed", 1),
     (Source, "show_progress", 1),
@@ -108,6 +114,7 @@ def test_resumes_where_the_table_says(rig: Rig) -> None:
     assert offsets.of("topic-1") == {0: Entry(4, 2), 1: Entry(4, 2), 2: Entry(5, 2), 3: Entry(4, 2)}
 
 
+@pytest.mark.row(22)
 @pytest.mark.parametrize("property_taken_away", [False, True])
 def test_stale_writer_is_fenced(rig: Rig, property_taken_away: bool) -> None:
     send(rig)
@@ -164,6 +171,7 @@ def test_old_snapshots_are_expired_and_tags_stay(rig: Rig, monkeypatch: pytest.M
     assert rig.ids() == {f"e{number}": 1 for number in range(12)}
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("while_running", [False, True])
 def test_a_replaced_topic_stops_the_sink_by_name(rig: Rig, while_running: bool) -> None:
     send(rig)
@@ -205,7 +213,7 @@ def test_a_grown_topic_is_read_whole(rig: Rig) -> None:
         read(session, 1)
         rig.topic = Topic("topic-1", (0, 1, 2, 3))
         rig.send({"n": 3}, 3, event_id="e3")
-        with pytest.raises(TopicGrewError):
+        with pytest.raises(TopicChangedError):
             session.commit()
     run(rig, 1)
     assert rig.ids() == {"e0": 1, "e3": 1}
@@ -237,3 +245,145 @@ def test_a_table_that_others_filled_is_not_taken(rig: Rig) -> None:
     table.append(rows)
     with rig.session() as session, pytest.raises(NeedsOperatorError, match="no snapshot tells"):
         session.start()
+
+
+def continuing(rig: Rig) -> None:
+    rig.declare({**SMALL, "stream": {"onTopicReplaced": "continue"}})
+
+
+@pytest.mark.row(20)
+@pytest.mark.parametrize("while_running", [False, True])
+def test_a_replaced_topic_is_read_from_its_beginning_if_declared(rig: Rig, while_running: bool) -> None:
+    """Named in a metric either way, and nothing of the new topic is passed over."""
+    continuing(rig)
+    send(rig)
+    if while_running:
+        with rig.session() as session:
+            session.start()
+            read(session, 16)
+            session.commit()
+            rig.topic = replace(rig.topic, id="topic-2")
+            with pytest.raises(TopicChangedError):
+                session._look()
+    else:
+        run(rig, 16)
+        rig.topic = replace(rig.topic, id="topic-2")
+    rig.send({"n": 12}, 3, event_id="e12")
+    run(rig, 17)
+    assert rig.ids() == {**GOOD, "e12": 1}
+    offsets = read_offsets(table_of(rig))
+    assert offsets is not None
+    assert {partition: entry.next for partition, entry in offsets.of("topic-2").items()} == {0: 4, 1: 4, 2: 4, 3: 5}
+    assert sink.metrics.TOPIC_REPLACED.labels(rig.pipeline.name, "continue")._value.get() >= 1
+
+
+def siblings(rig: Rig, count: int) -> list[Session]:
+    rig.declare({**SMALL, "stream": {"replicas": count}})
+    return [rig.session(index) for index in range(count)]
+
+
+def test_siblings_share_a_table_and_do_not_fence_each_other(rig: Rig) -> None:
+    """Three sinks whose commits all race: none fails, and each event is one row."""
+    send(rig)
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(session) for session in siblings(rig, 3)]
+        for session in sessions:
+            session.start()
+        assert [set(session._reached) for session in sessions] == [{0, 3}, {1}, {2}]
+        errors: list[BaseException] = []
+
+        def work(session: Session, own: set[int]) -> None:
+            try:
+                for number in range(8):
+                    for partition in own:
+                        rig.send({"n": 1}, partition, event_id=f"more-{partition}-{number}")
+                    read(session, len(own) + (4 * len(own) if number == 0 else 0))
+                    session.commit()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=[session, set(session._reached)]) for session in sessions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not errors
+    more = {f"more-{partition}-{number}": 1 for partition in range(4) for number in range(8)}
+    assert rig.ids() == {**GOOD, **more}
+
+
+@pytest.mark.row(22)
+def test_a_sink_that_loses_a_partition_names_it(rig: Rig) -> None:
+    """From one sink to two: the old one is fenced by either of the new, and each event is one row."""
+    send(rig)
+    with rig.session() as old:
+        old.start()
+        read(old, 16)
+        first, second = siblings(rig, 2)
+        with first, second:
+            second.start()
+            with pytest.raises(FencedError, match=r"claimed partition 1 \(epoch 1, now 2\), partition 3"):
+                old.commit()
+            first.start()
+            read(first, 8)
+            first.commit()
+            read(second, 8)
+            second.commit()
+    assert rig.ids() == GOOD
+    rig.declare(SMALL)
+    run(rig, 0)
+    assert rig.ids() == GOOD
+
+
+def test_a_sink_that_nothing_is_left_for_says_so(rig: Rig) -> None:
+    with pytest.raises(UserError, match=r"LEVADA_SINK__INDEX is 1, pipeline .* has 1 sinks"):
+        rig.session(1)
+    rig.topic = Topic("topic-1", (0,))
+    _, second = siblings(rig, 2)
+    with second, pytest.raises(UserError, match="none is for sink 1 of 2: run levada topics apply"):
+        second.start()
+
+
+def test_a_repeated_event_is_known_where_its_key_has_moved_to(rig: Rig) -> None:
+    """A topic that grows sends a key elsewhere, perhaps to another sink: what was committed before is known there."""
+    rig.topic = Topic("topic-1", (0, 1))
+    rig.declare({**SMALL, "stream": {"replicas": 2}})
+    rig.send({"n": 1}, 0, event_id="same")
+    with rig.session(0) as first:
+        first.start()
+        read(first, 1)
+        first.commit()
+    rig.topic = Topic("topic-1", (0, 1, 2, 3))
+    rig.send({"n": 1}, 3, event_id="same")
+    with rig.session(1) as second:
+        second.start()
+        read(second, 1)
+        second.commit()
+    assert rig.ids() == {"same": 1}
+
+
+def test_a_full_window_is_filled_with_the_newest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of a table may be more than memory holds: they are read from the newest on, until it is full."""
+    for number in range(6):
+        rig.send({"n": number}, event_id=f"e{number}")
+        run(rig, 1)
+    rig.settings = rig.settings.model_copy(update={"sink": SinkSettings(window_ids=2)})
+    with rig.session() as session:
+        session.start()
+        assert 2 <= len(session._window) <= 6
+        assert not session._window.new([b"e5"]).any()
+
+
+def test_a_commit_whose_files_grew_old_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean-up may have removed them: what is read again is written again."""
+    send(rig)
+    with rig.session() as session:
+        session.start()
+        read(session, 16)
+        monkeypatch.setattr(table_module, "UNCOMMITTED_SECONDS", -1.0)
+        with pytest.raises(StaleFilesError):
+            session.commit()
+        monkeypatch.undo()
+    monkeypatch.setattr(Source, "topic", lambda _: rig.topic)
+    run(rig, 16)
+    assert rig.ids() == GOOD
