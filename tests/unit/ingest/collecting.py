@@ -35,6 +35,8 @@ class Collecting:
             (self.declared / f"{name}.json").write_text(json.dumps(entry))
         sha256 = hashlib.sha256(API_KEY.encode()).hexdigest()
         keys.write_text(json.dumps({"test": {"sha256": sha256, "pipelines": ["*"]}}))
+        pepper = folder / "pepper"
+        pepper.write_text("0123456789abcdef" * 4)
         self.key_file = folder / "key"
         self.key_file.write_text(f"{API_KEY}\n")
         self.log = folder / "collector.log"
@@ -47,6 +49,7 @@ class Collecting:
             "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT",
             "LEVADA_COLLECTOR__PORT": str(port),
             "LEVADA_COLLECTOR__API_KEYS_FILE": str(keys),
+            "LEVADA_COLLECTOR__PEPPER_FILE": str(pepper),
             "LEVADA_HEALTH_PORT": str(health),
             **settings,
         }
