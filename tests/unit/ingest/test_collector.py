@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -21,34 +18,11 @@ from levada.config import Settings
 from levada.ingest import collector as module
 from levada.ingest.collector import Collector
 
+from .conftest import wait_until
 from .kafka import MockKafka
 
 KEY = {"Authorization": "Bearer k-all"}
 GOOD = {"n": 1, "user": "u1"}
-
-
-@pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[httpx.Client]:
-    """A client of a collector that runs in a thread."""
-    collector, stop = Collector(settings), threading.Event()
-    assert not collector.ready()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_REFRESH_SECONDS", 0.2)
-        thread = threading.Thread(target=lambda: asyncio.run(module._serve(collector, settings.collector, stop)))
-        thread.start()
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.collector.port}", timeout=10) as client:
-            wait_until(collector.ready)
-            yield client
-        stop.set()
-        thread.join(20)
-    assert not thread.is_alive()
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def count(pipeline: str, status: int) -> float:

@@ -36,6 +36,7 @@ class Process:
             "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT",
             "LEVADA_COLLECTOR__PORT": str(port),
             "LEVADA_COLLECTOR__API_KEYS_FILE": str(settings.collector.api_keys_file),
+            "LEVADA_COLLECTOR__PEPPER_FILE": str(settings.collector.pepper_file),
             "LEVADA_HEALTH_PORT": str(health_port),
         }
         command = [sys.executable, "-c", "from levada.cli.main import main; main()", "collect"]
@@ -79,13 +80,14 @@ def start(settings: Settings) -> Iterator[object]:
         process.process.wait()
 
 
-def refused_within_two_seconds(answer: httpx.Response) -> None:
+def refused_within_a_second(answer: httpx.Response) -> None:
     assert answer.status_code == 503
-    assert answer.elapsed.total_seconds() < 2
+    assert answer.elapsed.total_seconds() < 1 + 0.2  # for the way there and back on a busy machine
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json()["event_id"]
 
 
+@pytest.mark.row(7, process=True, part="the error that may be retried")
 def test_kafka_hangs_comes_back_and_dies(start: object, kafka: MockKafka) -> None:
     collector: Process = start(kafka.bootstrap)  # type: ignore[operator]
     deadline = time.monotonic() + 20
@@ -101,7 +103,9 @@ def test_kafka_hangs_comes_back_and_dies(start: object, kafka: MockKafka) -> Non
     kafka.hold()
     with ThreadPoolExecutor(8) as pool:
         for answer in pool.map(lambda _: collector.post(), range(8)):
-            refused_within_two_seconds(answer)
+            refused_within_a_second(answer)
+    known = collector.post()  # that Kafka is away: nobody has to wait any more
+    assert (known.status_code, known.elapsed.total_seconds() < 0.3) == (503, True)
     before = collector.memory()
     large = b'{"n": 1, "user": "' + b"x" * 1_000_000 + b'"}'
     with ThreadPoolExecutor(48) as pool:  # 96 MB of events that Kafka does not take
@@ -110,14 +114,14 @@ def test_kafka_hangs_comes_back_and_dies(start: object, kafka: MockKafka) -> Non
             return httpx.post(collector.url, headers=JSON, content=large, timeout=20).status_code
 
         assert set(pool.map(post_large, range(96))) == {503}
-    assert collector.memory() - before < 150
+    assert collector.memory() - before < 64
     kafka.go_on()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while collector.post().status_code != 202:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     kafka.kill()
-    refused_within_two_seconds(collector.post())
+    refused_within_a_second(collector.post())
     assert collector.ready()  # clients shall see our 503
     collector.process.send_signal(signal.SIGTERM)
     assert collector.process.wait(15) == 0
@@ -126,4 +130,4 @@ def test_kafka_hangs_comes_back_and_dies(start: object, kafka: MockKafka) -> Non
 def test_kafka_was_never_there(start: object) -> None:
     collector: Process = start(f"127.0.0.1:{free_port()}")  # type: ignore[operator]
     assert not collector.ready()
-    refused_within_two_seconds(collector.post())
+    refused_within_a_second(collector.post())
