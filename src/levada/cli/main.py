@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from levada import __version__
-from levada.cli import broker, cluster, drill, images, line, processes_line, processes_model, review, topics
+from levada.cli import broker, cluster, drill, images, line, processes_line, processes_model, review, send, topics
 from levada.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -23,6 +23,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 line.register(app)
+send.register(app)
 app.add_typer(cluster.app, name="cluster", help="The Kubernetes that is built and started on this machine.")
 app.add_typer(images.app, name="images", help="The images of the line.")
 drill.register(app)

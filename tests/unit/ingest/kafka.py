@@ -45,6 +45,13 @@ class MockKafka:
         assert len(found) == count
         return sorted(found, key=lambda message: (message.partition(), message.offset()))
 
+    def end(self, topic: str, partition: int) -> int:
+        """Messages that were ever produced to a partition, also those that it keeps no longer."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "test"})
+        end: int = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
+        consumer.close()
+        return end
+
     def hold(self) -> None:
         """No answer any more, connections stay."""
         self._process.send_signal(signal.SIGSTOP)

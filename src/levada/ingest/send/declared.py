@@ -1,0 +1,43 @@
+"""The types of a pipeline's fields, as the collector tells them to whoever may post there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import httpx
+
+from levada.ingest.send.client import SendError
+from levada.pipeline import Field, FieldType, Pipeline
+
+_TYPES: Final[dict[tuple[str, str | None], FieldType]] = {
+    ("string", None): "string",
+    ("string", "date-time"): "timestamp",
+    ("integer", None): "long",
+    ("number", None): "double",
+    ("boolean", None): "boolean",
+}
+
+
+def fetch(url: Callable[[], str], key: Callable[[], str], name: str) -> Pipeline:
+    """The fields of a pipeline with their types, and no more of its declaration.
+
+    Raises:
+        SendError: the collector does not answer, or not with the pipeline's description.
+    """
+    try:
+        answer = httpx.get(f"{url()}/v1/{name}/openapi.json", headers={"Authorization": f"Bearer {key()}"}, timeout=10)
+        answer.raise_for_status()
+        described = answer.json()["components"]["schemas"][name]
+        return Pipeline(name=name, fields={field: _field(described, field) for field in described["properties"]})
+    except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError) as error:
+        raise SendError(
+            f"the collector does not tell the fields of pipeline {name} ({error}): "
+            "give the values file that declares it with -f"
+        ) from error
+
+
+def _field(described: dict[str, Any], name: str) -> Field:
+    schema = described["properties"][name]
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else [kind for kind in schema["type"] if kind != "null"]
+    return Field(type=_TYPES[kinds[0], schema.get("format")], required=name in described["required"])
