@@ -124,14 +124,15 @@ class Batch:
         """Check and produce the lines, and wait until each has its receipt."""
         while chunk := list(islice(lines, _CHUNK)):
             events = [self._check(raw) for _, raw in chunk]
-            if self._declared.seals and self._halt is None:
+            halt = self._halt
+            if self._declared.seals and halt is None:
                 await self._seal(events)
             waiting = []
             for (number, _), event in zip(chunk, events, strict=True):
                 event_id = f"{self._key}-{number}"
                 receipt = {"line": number, "status": 202, "event_id": event_id}
                 self.receipts.append(receipt)
-                refusal = event if isinstance(event, Problem) else self._halt
+                refusal = event if isinstance(event, Problem) else halt
                 if refusal is None and isinstance(event, Event):
                     envelope = self._declared.envelope(event, event_id)
                     waiting.append((receipt, envelope, await self._produce(envelope)))
