@@ -31,11 +31,6 @@ from levada.pipeline import Pipeline
 CATALOG: Final = "lake"
 """Name of the catalog. An engine that uses another name sees an empty catalog, and nothing says so."""
 
-UNCOMMITTED_SECONDS: Final = 1800.0
-"""A data file that no commit has named after this time never may be: its writer gives up."""
-ORPHAN_SECONDS: Final = 7200.0
-"""A file that no snapshot names and that is older than this is nobody's: maintenance removes it."""
-
 _UTC: Final = pa.timestamp("us", tz="UTC")
 _ARROW: Final = {
     "string": pa.string(),

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from levada import __version__
-from levada.cli import broker, cluster, drill, images, line, processes_line, processes_model, review, send, topics
+from levada.cli import (
+    broker,
+    cluster,
+    dead,
+    drill,
+    images,
+    line,
+    maintain,
+    processes_line,
+    processes_model,
+    review,
+    send,
+    topics,
+)
 from levada.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -28,9 +41,11 @@ app.add_typer(cluster.app, name="cluster", help="The Kubernetes that is built an
 app.add_typer(images.app, name="images", help="The images of the line.")
 drill.register(app)
 app.add_typer(review.app, name="review", help="Events that a screen set aside.")
+app.add_typer(dead.app, name="dead", help="Events that were refused after the collector.")
 app.add_typer(topics.app, name="topics", help="Kafka's topics, users and rights.")
 app.add_typer(broker.app, name="broker", help="Set-up and readiness of the bundled Kafka's pods.")
 processes_line.register(app)
+maintain.register(app)
 processes_model.register(app)
 
 

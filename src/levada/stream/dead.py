@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, KafkaException, Message, Producer
 
 from levada.config import KafkaSettings
 from levada.errors import UserError
@@ -14,7 +15,12 @@ from levada.pipeline import Pipeline
 
 # A dead letter is its event plus headers, and an event may be as large as the topic allows (10 MiB).
 MAX_BYTES: Final = 10 * 1024 * 1024 + 65_536
+REPLAYED: Final = "replayed-at"
+"""The header that makes a message of the dead-letter topic the record of a replay."""
 _FLUSH_SECONDS: Final = 15.0
+_LAST_MS: Final = 253_402_300_799_000  # the end of the year 9999
+# What a replay needs of the event's own headers.
+_KEPT: Final = ("event-time", "schema")
 
 
 class DeadLetterError(UserError):
@@ -34,7 +40,7 @@ class DeadLetter:
 class DeadLetters:
     """The producer of ``<topic>.dead``.
 
-    Delivery is at least once: after a crash a letter may come again, with the same ``topic``, ``partition`` and
+    Delivery is at least once: after a crash a letter may come again, with the same ``topic-id``, ``partition`` and
     ``offset`` headers.
     """
 
@@ -57,18 +63,25 @@ class DeadLetters:
             }
         )
 
-    def send(self, letter: DeadLetter) -> None:
-        """Queue one letter; :meth:`flush` tells whether it arrived."""
+    def send(self, letter: DeadLetter, topic_id: str) -> None:
+        """Queue one letter of an event of this topic; :meth:`flush` tells whether it arrived."""
         message = letter.message
         headers: list[tuple[str, str | bytes | None]] = [
             ("event-id", letter.event_id),
             ("rule", letter.rule),
             ("field", letter.field),
             ("topic", message.topic()),
+            ("topic-id", topic_id),
             ("partition", str(message.partition())),
             ("offset", str(message.offset())),
             ("pipeline", self._pipeline),
         ]
+        given = dict(message.headers() or ())
+        headers += [(name, given[name]) for name in _KEPT if given.get(name) is not None]
+        kind, milliseconds = message.timestamp()
+        if kind != TIMESTAMP_NOT_AVAILABLE and 0 <= milliseconds < _LAST_MS:
+            arrived = datetime.fromtimestamp(milliseconds / 1000, UTC)
+            headers.append(("arrived-at", arrived.isoformat(timespec="milliseconds")))
         while True:
             try:
                 self._producer.produce(

@@ -166,7 +166,7 @@ class Session:
         buffer.reached |= dict(zip(map(Message.partition, messages), _next_offsets(messages), strict=True))
         decoded = self._decoder.decode(messages, now)
         for letter in decoded.letters:
-            self._dead.send(letter)
+            self._dead.send(letter, self._topic.id)
             buffer.rules.append(letter.rule)
         buffer.bytes += sum(map(len, messages))
         rows, new = decoded.rows, self._window.new(decoded.ids)

@@ -18,7 +18,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, TableProperties
 
 from levada.errors import UserError
-from levada.lake import UNCOMMITTED_SECONDS, arrow_schema, ensure_table
+from levada.lake import arrow_schema, ensure_table
 from levada.pipeline import Pipeline
 from levada.stream.offsets import SUMMARY_KEY, Entry, Offsets, Partitions, newest_with_offsets, read
 
@@ -31,10 +31,6 @@ log = structlog.get_logger(__name__)
 
 class FencedError(UserError):
     """Another sink has claimed a partition; what this one holds must not be written."""
-
-
-class StaleFilesError(UserError):
-    """Data files have waited so long for their commit that the clean-up may have taken them for nobody's."""
 
 
 class Conflicts:
@@ -128,15 +124,12 @@ class OwnedTable:
         own = {
             partition: Entry(reached.get(partition, entry.next), entry.epoch) for partition, entry in self._own.items()
         }
-        begin = time.monotonic()
-        # Written once: what a conflict repeats is the commit, not the files.
+        # Written once: what a conflict repeats is the commit, not the files. Clean-up commits before it deletes files
+        # that are hours old, and the patience with conflicts is a minute: a commit that passes was prepared when these
+        # were too young for it.
         files = self._write(rows)
         conflicts = Conflicts(self._name, "append")
         while True:
-            # Looked at between the load of the table and its commit: the clean-up commits before it deletes, so a
-            # commit that passes was prepared when these files were too young for it.
-            if time.monotonic() - begin > UNCOMMITTED_SECONDS:
-                raise StaleFilesError(f"table {self._name}: a commit took more than {UNCOMMITTED_SECONDS} s, given up")
             try:
                 self._commit(files, (self._offsets or Offsets({})).having(self._topic_id, own))
             except CommitFailedException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,21 @@ class Rig:
             on_delivery=lambda error, _: failures.append(error) if error else None,
         )
         assert self._producer.flush(10) == 0
+        assert not failures
+
+    def send_many(self, events: Iterable[tuple[bytes, str, str, int]]) -> None:
+        """Value, event id, event time and partition of each."""
+        failures: list[object] = []
+        for value, event_id, stamp, partition in events:
+            self._producer.produce(
+                self.pipeline.topic_name,
+                value,
+                partition=partition,
+                headers=[("event-id", event_id), ("event-time", stamp)],
+                on_delivery=lambda error, _: failures.append(error) if error else None,
+            )
+            self._producer.poll(0)
+        assert self._producer.flush(30) == 0
         assert not failures
 
     def rows(self) -> list[dict[str, Any]]:

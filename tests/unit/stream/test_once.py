@@ -22,7 +22,7 @@ from levada.stream.offsets import read as read_offsets
 from levada.stream.sink import Session, TopicChangedError
 from levada.stream.source import Source, Topic
 from levada.stream.start import NeedsOperatorError, accept, starting_points
-from levada.stream.table import FencedError, OwnedTable, StaleFilesError
+from levada.stream.table import FencedError, OwnedTable
 from levada.stream.window import Window
 
 from .rig import SMALL, Rig, read, run
@@ -372,18 +372,3 @@ def test_a_full_window_is_filled_with_the_newest(rig: Rig, monkeypatch: pytest.M
         session.start()
         assert 2 <= len(session._window) <= 6
         assert not session._window.new([b"e5"]).any()
-
-
-def test_a_commit_whose_files_grew_old_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clean-up may have removed them: what is read again is written again."""
-    send(rig)
-    with rig.session() as session:
-        session.start()
-        read(session, 16)
-        monkeypatch.setattr(table_module, "UNCOMMITTED_SECONDS", -1.0)
-        with pytest.raises(StaleFilesError):
-            session.commit()
-        monkeypatch.undo()
-    monkeypatch.setattr(Source, "topic", lambda _: rig.topic)
-    run(rig, 16)
-    assert rig.ids() == GOOD

@@ -1,0 +1,122 @@
+"""Dead letters are listed once each, shown safely, and replayed to one row each."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from levada.cli.main import app
+from levada.stream.letters import Letters, LettersError, printable
+
+from .rig import SMALL, Rig, read, run
+
+
+def letters_of(rig: Rig) -> Letters:
+    assert rig.settings.kafka is not None
+    return Letters(rig.settings.kafka, rig.pipeline)
+
+
+def refused(rig: Rig) -> None:
+    """Five good events and five bad ones, of three rules."""
+    for number in range(5):
+        rig.send({"n": number}, number % 4, event_id=f"good-{number}")
+    for number in range(3):
+        rig.send({"n": 200_000 + number}, number, event_id=f"high-{number}", event_time="2026-11-20T10:00:00Z")
+    rig.send(b"\x1b[31m{\xff", 1, event_id="raw")
+    rig.send(b'{"n":1,"y":2}', 2, event_id="more")
+
+
+def test_letters_are_listed_newest_first_and_once_each(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(rig)
+    with rig.session() as killed:  # its letters are delivered, its offsets are not
+        killed.start()
+        read(killed, 10)
+        killed._dead.flush()
+    run(rig, 10)
+    assert len(rig.letters()) == 10
+    found, more = letters_of(rig).newest(100)
+    assert {letter.event_id for letter in found} == {"high-0", "high-1", "high-2", "raw", "more"}
+    assert len(found) == 5
+    assert not more
+    assert [letter.at for letter in found] == sorted((letter.at for letter in found), reverse=True)
+    assert len(letters_of(rig).newest(2)[0]) == 2
+    assert letters_of(rig).newest(2)[1]
+    assert [letter.event_id for letter in letters_of(rig).newest(9, rule="unknown")[0]] == ["more"]
+
+
+def test_a_letter_is_shown_with_bytes_that_a_terminal_bears(rig: Rig) -> None:
+    refused(rig)
+    run(rig, 10)
+    place = next(letter.place for letter in letters_of(rig).newest(9)[0] if letter.event_id == "raw")
+    letter = letters_of(rig).at(place)
+    assert letter.value == b"\x1b[31m{\xff"
+    assert printable(letter.value) == "\\x1b[31m{\\xff"
+    assert printable("é漢\n") == "é漢\\n"
+    assert printable(b"x" * 100_001).endswith("x… (1 more characters)")
+    with pytest.raises(LettersError, match="holds no letter of 9/9"):
+        letters_of(rig).at("9/9")
+
+
+def test_a_replayed_event_is_one_row_with_its_own_id_and_time(rig: Rig) -> None:
+    refused(rig)
+    run(rig, 10)
+    rig.declare({**SMALL, "fields": {**SMALL["fields"], "n": {"type": "long"}}})  # the rule is mended
+    assert letters_of(rig).replay(rule="n BETWEEN 0 AND 100000") == 3
+    assert letters_of(rig).replay(rule="n BETWEEN 0 AND 100000") == 0  # recorded
+    assert {letter.event_id for letter in letters_of(rig).newest(9)[0] if letter.replayed} == {
+        "high-0",
+        "high-1",
+        "high-2",
+    }
+    place = next(letter.place for letter in letters_of(rig).newest(9)[0] if letter.event_id == "high-1")
+    assert letters_of(rig).replay(place=place) == 1  # by its place again: still one row
+    run(rig, 4)
+    assert rig.ids() == {f"good-{n}": 1 for n in range(5)} | {f"high-{n}": 1 for n in range(3)}
+    high = [row for row in rig.rows() if row["_event_id"].startswith("high")]
+    assert {row["_event_time"].isoformat() for row in high} == {"2026-11-20T10:00:00+00:00"}
+    assert all(row["_partition"] == int(row["_event_id"][-1]) for row in high)
+
+
+def test_what_is_still_wrong_comes_back_as_a_letter(rig: Rig) -> None:
+    refused(rig)
+    run(rig, 10)
+    assert letters_of(rig).replay() == 5
+    run(rig, 5)
+    found, _ = letters_of(rig).newest(100)
+    assert sorted(letter.event_id for letter in found) == sorted(["high-0", "high-1", "high-2", "raw", "more"] * 2)
+    assert letters_of(rig).replay() == 5  # of the second refusal, not of the first
+    with pytest.raises(LettersError, match="no letter of 7/7"):
+        letters_of(rig).replay(place="7/7")
+
+
+def test_an_event_without_a_time_keeps_when_kafka_got_it(rig: Rig) -> None:
+    rig.send({"n": 200_000}, 0, event_id="plain")
+    run(rig, 1)
+    (letter,) = letters_of(rig).newest(1)[0]
+    arrived = dict(letter.headers)["arrived-at"].decode()
+    rig.declare({**SMALL, "fields": {**SMALL["fields"], "n": {"type": "long"}}})
+    letters_of(rig).replay()
+    run(rig, 1)
+    assert rig.rows()[0]["_event_time"].isoformat(timespec="milliseconds") == arrived
+
+
+def test_commands(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(rig)
+    run(rig, 10)
+    folder = rig.folder / "pipelines"
+    folder.mkdir()
+    (folder / f"{rig.pipeline.name}.json").write_text(rig.pipeline.model_dump_json(exclude={"name"}, by_alias=True))
+    assert rig.settings.kafka is not None
+    monkeypatch.setenv("LEVADA_KAFKA__BOOTSTRAP", rig.settings.kafka.bootstrap)
+    monkeypatch.setenv("LEVADA_KAFKA__PROTOCOL", "PLAINTEXT")
+    monkeypatch.setenv("LEVADA_PIPELINES", str(folder))
+    listed = CliRunner().invoke(app, ["dead", "list", rig.pipeline.name, "--rule", "json"])
+    assert listed.exit_code == 0, listed.output
+    place = listed.output.split()[0]
+    assert "raw" in listed.output
+    shown = CliRunner().invoke(app, ["dead", "show", rig.pipeline.name, place])
+    assert "rule: json" in shown.output
+    assert "\\x1b[31m{\\xff" in shown.output
+    assert CliRunner().invoke(app, ["dead", "replay", rig.pipeline.name]).exit_code == 2
+    replayed = CliRunner().invoke(app, ["dead", "replay", rig.pipeline.name, place])
+    assert replayed.output == f"1 sent to topic {rig.pipeline.name} again\n"
