@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,9 +31,9 @@ STANDALONE: Final = "--standalone"
 JOIN: Final = "--no-initial-controllers"
 
 _MIGRATION: Final = "docs/how-to/kafka.md, “From one layout to another”"
-_ASK_SECONDS: Final = 2.0
+_ASK_SECONDS: Final = 5.0
 _REMIND_SECONDS: Final = 30.0
-_LOOK_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 2.0
 _METRIC = re.compile(
     r"^kafka_server_raft_metrics_(current_epoch|number_of_voters|log_end_offset)\s+(\S+)$", re.MULTILINE
 )
@@ -57,7 +58,7 @@ class Node:
     rack: str
     """Its zone; empty: not known."""
     voters: tuple[str, ...]
-    """Where each voter's metrics are, ``host:port``, the one that may begin the quorum first; none for a pure broker."""
+    """Where the metrics of each voter are, first of the one that may begin the quorum; none for a pure broker."""
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -154,7 +155,7 @@ def _way(node: Node, ask: Ask, report: Report) -> str:
         if story != said or time.monotonic() - reminded > _REMIND_SECONDS:
             report(story)
             said, reminded = story, time.monotonic()
-        time.sleep(_ASK_SECONDS)
+        time.sleep(_LOOK_SECONDS)
 
 
 def _ever_joined(ask: Ask, voter: str) -> bool | None:
@@ -207,21 +208,34 @@ class InSync:
         self.caught_up = self.caught_up or not self.behind
 
 
+def look(state: InSync, admin: Any, address: str) -> None:
+    """Take in what there is to know now; ``address`` is the broker's own, ``host:port``.
+
+    Its port opens when it has registered anew. Before that the cluster may still hold it for what it was.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _LOOK_SECONDS).close()
+    except OSError:
+        state.look((), {})
+        return
+    try:
+        listing = admin.list_topics(timeout=_ASK_SECONDS)
+    except KafkaException:
+        return  # Nobody answers just now: that is no news of this broker.
+    state.look(listing.brokers, {name: topic.partitions for name, topic in listing.topics.items()})
+
+
 def watch(settings: Settings, kafka: KafkaSettings, node: int) -> None:
     """Answer ``/readyz`` with whether the broker ``node`` has caught up, until SIGTERM."""
     state = InSync(node)
 
     def main(stop: threading.Event) -> None:
         log = structlog.get_logger()
-        admin: Any = AdminClient({**kafka.client(), "logger": logging.getLogger("librdkafka"), "log_level": 0})
+        admin = AdminClient({**kafka.client(), "logger": logging.getLogger("librdkafka"), "log_level": 0})
         while not stop.is_set():
             before = state.caught_up, len(state.behind)
-            try:
-                listing = admin.list_topics(timeout=_LOOK_SECONDS)
-            except KafkaException:
-                pass  # No broker answers: the container beside this one says whether ours serves.
-            else:
-                state.look(listing.brokers, {name: topic.partitions for name, topic in listing.topics.items()})
+            look(state, admin, kafka.bootstrap)
             if (state.caught_up, len(state.behind)) != before:
                 log.info("in sync" if state.caught_up else "catching up", partitions_behind=len(state.behind))
             stop.wait(_LOOK_SECONDS)

@@ -76,8 +76,8 @@ class KafkaTls(Block):
     """Encryption of the bundled Kafka, decided when it is installed."""
 
     existing_secret: ObjectName
-    """A Secret with `tls.crt` and `tls.key` (PKCS 8) for all names of the brokers, and `ca.crt` unless `ca` names another;
-    empty: no encryption."""
+    """A Secret with `tls.crt` and `tls.key` (PKCS 8) for all names of the brokers, and `ca.crt` unless `ca` names
+    another; empty: no encryption."""
 
 
 class Kafka(Block):

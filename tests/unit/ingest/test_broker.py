@@ -64,7 +64,7 @@ def test_other_nodes_only_join(tmp_path: Path) -> None:
 def test_the_first_node_begins_a_quorum_when_every_other_never_saw_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker, "_ASK_SECONDS", 0)
+    monkeypatch.setattr(broker, "_LOOK_SECONDS", 0)
     # Not there; there, but its log is not read yet; fresh.
     early = FRESH.replace("kafka_server_raft_metrics_current_epoch 0.0\n", "")
     assert (
@@ -75,7 +75,7 @@ def test_the_first_node_begins_a_quorum_when_every_other_never_saw_one(
 
 def test_the_first_node_joins_with_a_new_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that knows a quorum is enough, whatever the other says."""
-    monkeypatch.setattr(broker, "_ASK_SECONDS", 0)
+    monkeypatch.setattr(broker, "_LOOK_SECONDS", 0)
     assert prepare(tmp_path, 0, {VOTERS[1]: [JOINED]}) == JOIN
     assert prepare(tmp_path, 0, {VOTERS[1]: [None, FRESH], VOTERS[2]: [None, JOINED]}) == JOIN
 

@@ -32,7 +32,8 @@ ever: what a disk was formatted for is in its cluster id, so nodes of two layout
 
 {{/*
 server.properties of all nodes of a role, tried with Kafka 4.3.1; what is a node's own is added in its pod. Passwords and certificates are
-read from files by Kafka itself. Takes root and role.
+read from files by Kafka itself. The cleaner's buffer is heap, 128 MiB if nothing is said; only Kafka's own small topics are compacted here.
+Takes root and role.
 */}}
 {{- define "ingest.kafka.properties" -}}
 {{- $kafka := .root.Values.kafka -}}
@@ -75,6 +76,7 @@ read from files by Kafka itself. Takes root and role.
       "share.coordinator.state.topic.min.isr" $inSync
       "message.max.bytes" "10485760"
       "log.dirs" "/var/lib/kafka/data"
+      "log.cleaner.dedupe.buffer.size" "33554432"
       "metric.reporters" "io.strimzi.kafka.metrics.KafkaPrometheusMetricsReporter"
       "kafka.metrics.reporters" "io.strimzi.kafka.metrics.YammerPrometheusMetricsReporter"
       "prometheus.metrics.reporter.listener" "http://:9404"
@@ -94,6 +96,8 @@ read from files by Kafka itself. Takes root and role.
 {{- if ne .role "broker" -}}
 {{- $_ := set $properties "controller.quorum.auto.join.enable" "true" -}}
 {{- end -}}
+{{- /* How long a broker may be silent before others lead its partitions: clients notice no longer than this. */ -}}
+{{- $_ := set $properties "broker.session.timeout.ms" "6000" -}}
 {{- /* On the first start brokers wait for a quorum, which waits for the last of its images. */ -}}
 {{- $_ := set $properties "initial.broker.registration.timeout.ms" "900000" -}}
 {{- end -}}
