@@ -3,7 +3,8 @@
 Run as a script with the path of a JSON table: {"<port>": {"address": [host, port]} or {"service": [namespace, name,
 port]}}. It listens on the machine's own 127.0.0.1 and opens the other half in the cluster's control namespace: a
 socket belongs to the namespace of the thread that made it, so one thread that has entered it makes them all.
-A Service is looked up anew every few seconds, so a pod or a whole Service may come and go behind a port.
+A Service is looked up anew every few seconds, so a pod or a whole Service may come and go behind a port. Connections
+go to its pods, not to its cluster IP, which only nodes know: any one node may be lost without a port going dead.
 SIGHUP makes it read the table again; it writes the ports it really listens on beside the table.
 Only the standard library is imported, so that it costs few megabytes.
 """
@@ -14,6 +15,7 @@ import functools
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -26,7 +28,8 @@ from typing import Any
 
 CHUNK = 1 << 16
 CLONE_NEWNET = 0x40000000
-CONNECT_SECONDS = 5.0
+API_SECONDS = 5.0
+CONNECT_SECONDS = 2.0  # a pod that is there answers in milliseconds, one on a lost node never
 REMEMBER_SECONDS = 3.0
 
 Address = tuple[str, int]
@@ -48,7 +51,7 @@ class Forwarder:
         self.settings: dict[str, Any] = {}
         self.routes: dict[int, dict[str, Any]] = {}
         self.servers: dict[int, asyncio.Server] = {}
-        self.known: dict[tuple[str, str, int], tuple[float, Address]] = {}
+        self.known: dict[tuple[str, str, int], tuple[float, list[Address]]] = {}
 
     async def run(self) -> None:
         """Serve until SIGTERM."""
@@ -97,49 +100,67 @@ class Forwarder:
             end.close()
 
     async def connect(self, route: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open the inner half of a connection; once more with a fresh address if the remembered one is dead."""
+        """Open the inner half of a connection, to some pod that takes it; look the pods up anew if none does."""
         loop = asyncio.get_running_loop()
-        for attempt in (1, 2):
-            address = await loop.run_in_executor(self.inside, self.resolve, route)
-            inner = await loop.run_in_executor(self.inside, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-            inner.setblocking(False)
-            try:
-                await asyncio.wait_for(loop.sock_connect(inner, address), CONNECT_SECONDS)
-                return await asyncio.open_connection(sock=inner)
-            except OSError:
-                inner.close()
-                self.known.clear()
-                if attempt == 2:
-                    raise
-        raise AssertionError("unreachable")
+        error: Exception = LookupError("no pod is ready")
+        for _ in range(2):
+            addresses = await loop.run_in_executor(self.inside, self.resolve, route)
+            for address in random.sample(addresses, len(addresses)):
+                inner = await loop.run_in_executor(self.inside, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
+                inner.setblocking(False)
+                try:
+                    await asyncio.wait_for(loop.sock_connect(inner, address), CONNECT_SECONDS)
+                    return await asyncio.open_connection(sock=inner)
+                except OSError as failed:
+                    inner.close()
+                    error = failed
+            self.known.clear()
+        raise error
 
-    def resolve(self, route: dict[str, Any]) -> Address:
+    def resolve(self, route: dict[str, Any]) -> list[Address]:
         """Where a route leads now; asks the API server, so it runs in the inner thread."""
         if "address" in route:
             host, port = route["address"]
-            return str(host), int(port)
+            return [(str(host), int(port))]
         namespace, name, port = route["service"]
-        then, address = self.known.get((namespace, name, port), (0.0, ("", 0)))
+        then, addresses = self.known.get((namespace, name, port), (0.0, []))
         if time.monotonic() - then > REMEMBER_SECONDS:
-            address = (self.cluster_ip(namespace, name), int(port))
-            self.known[namespace, name, port] = (time.monotonic(), address)
-        return address
+            service = self.get(f"/api/v1/namespaces/{namespace}/services/{name}")
+            label = f"labelSelector=kubernetes.io%2Fservice-name%3D{name}"
+            slices = self.get(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?{label}")
+            addresses = endpoints(service, slices["items"], port)
+            self.known[namespace, name, port] = (time.monotonic(), addresses)
+        return addresses
 
-    def cluster_ip(self, namespace: str, name: str) -> str:
-        """Cluster IP of a Service."""
+    def get(self, path: str) -> dict[str, Any]:
+        """An object of the API server."""
         api = self.settings["api"]
         context = ssl.create_default_context(cafile=api["authority"])
         context.load_cert_chain(api["certificate"], api["key"])
         host, port = api["address"]
-        connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
+        connection = http.client.HTTPSConnection(host, port, timeout=API_SECONDS, context=context)
         try:
-            connection.request("GET", f"/api/v1/namespaces/{namespace}/services/{name}")
+            connection.request("GET", path)
             answer = connection.getresponse()
             if answer.status != http.HTTPStatus.OK:
-                raise LookupError(f"Service {namespace}/{name}: the API server answers {answer.status}")
-            return str(json.load(answer)["spec"]["clusterIP"])
+                raise LookupError(f"{path}: the API server answers {answer.status}")
+            found: dict[str, Any] = json.load(answer)
+            return found
         finally:
             connection.close()
+
+
+def endpoints(service: dict[str, Any], slices: list[dict[str, Any]], port: int) -> list[Address]:
+    """Addresses behind a port of a Service: of pods that are ready, else of those that end but still serve."""
+    names = {item.get("name", "") for item in service["spec"]["ports"] if item["port"] == port}
+    found: dict[str, list[Address]] = {"ready": [], "serving": []}
+    for part in slices:
+        targets = [item["port"] for item in part.get("ports") or [] if item.get("name", "") in names]
+        for endpoint in part.get("endpoints") or []:
+            for condition, addresses in found.items():
+                if endpoint["conditions"].get(condition):
+                    addresses += [(host, target) for host in endpoint["addresses"] for target in targets]
+    return found["ready"] or found["serving"]
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
