@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .cases import EXTERNAL, KNOBS, feature
+from .cases import EXTERNAL, KNOBS, PLANTS, feature
 from .policy import Pod, pods, sources
 from .render import Manifest, Release, render
 
@@ -23,11 +23,12 @@ Role: airflow-scheduler credentials prometheus
 RoleBinding: airflow-scheduler credentials prometheus
 Service: airflow collector kafka kafka-brokers mlflow postgres prometheus s3
 ServiceAccount: airflow-api airflow-dag-processor airflow-migrate airflow-scheduler collector credentials kafka
-  mlflow mlflow-migrate postgres predictor prometheus s3 sink stores topics trainer
+  maintain mlflow mlflow-migrate postgres predictor prometheus s3 sink stores topics trainer
 StatefulSet: kafka postgres prometheus s3
 """
 # What a pipeline with a model adds.
 PIPELINE = """
+CronJob: maintain-plants
 Deployment: predictor-plants sink-plants
 Service: predictor-plants
 """
@@ -58,7 +59,7 @@ def test_a_pipeline_adds_exactly_these_objects() -> None:
 
 
 def test_the_order_page_adds_exactly_these_objects() -> None:
-    page = "Deployment: orders sink-orders\nService: orders\nServiceAccount: orders"
+    page = "CronJob: maintain-orders\nDeployment: orders sink-orders\nService: orders\nServiceAccount: orders"
     assert rendered(feature("the order page")) - rendered(feature("a pipeline")) == listed(page)
 
 
@@ -66,7 +67,7 @@ def test_the_order_page_adds_exactly_these_objects() -> None:
     ("name", "gone"),
     [
         ("pipeline off", PIPELINE),
-        ("sink off", "Deployment: sink-plants"),
+        ("sink off", "CronJob: maintain-plants\nDeployment: sink-plants"),
         ("predictor off", "Deployment: predictor-plants\nService: predictor-plants"),
         ("model off", ""),  # no more training; what was promoted is still served
         ("external kafka", "ConfigMap: kafka\nService: kafka kafka-brokers\nServiceAccount: kafka\nStatefulSet: kafka"),
@@ -221,3 +222,32 @@ def test_prometheus_reads_airflow_at_the_path_of_its_plugin() -> None:
     config = yaml.safe_load(release.find("ConfigMap", "levada-prometheus")["data"]["prometheus.yml"])
     relabeled = {each.get("target_label"): each for each in config["scrape_configs"][0]["relabel_configs"]}
     assert relabeled["__metrics_path__"]["source_labels"] == ["__meta_kubernetes_pod_annotation_prometheus_io_path"]
+
+
+def test_each_sink_of_a_pipeline_knows_which_it_is() -> None:
+    """One Deployment each, under names and selectors that no other sink has, and one budget for all."""
+    values = {"plants": {**PLANTS, "stream": {"replicas": 3}}, "plants-1": PLANTS}
+    release = render(values={"global": {"pipelines": values}})
+    sinks = {
+        each["metadata"]["name"]: each
+        for each in release.kind("Deployment")
+        if each["metadata"]["labels"]["app.kubernetes.io/component"] == "sink"
+    }
+    assert set(sinks) == {"levada-sink-plants", "levada-sink1-plants", "levada-sink2-plants", "levada-sink-plants-1"}
+    selectors = {str(sorted(each["spec"]["selector"]["matchLabels"].items())) for each in sinks.values()}
+    assert len(selectors) == len(sinks)
+    for name, index in (("levada-sink-plants", "0"), ("levada-sink2-plants", "2"), ("levada-sink-plants-1", "0")):
+        template = sinks[name]["spec"]["template"]
+        assert template["metadata"]["labels"]["levada.io/sink"] == index
+        (container,) = template["spec"]["containers"]
+        assert {"name": "LEVADA_SINK__INDEX", "value": index} in container["env"]
+    budgets = {each["metadata"]["name"] for each in release.kind("PodDisruptionBudget")}
+    assert "levada-sink-plants" in budgets
+    assert "levada-sink-plants-1" not in budgets
+
+
+def test_the_name_of_an_upkeep_fits_whatever_the_pipeline_is_called() -> None:
+    release = render(values={"global": {"pipelines": {"a" * 40: PLANTS}}}, release="r" * 30)
+    found = [each["metadata"]["name"] for each in release.kind("CronJob")]
+    assert len(found) == len(set(found))
+    assert max(map(len, found)) <= 52

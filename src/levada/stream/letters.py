@@ -259,7 +259,9 @@ class _Sender:
         while self._held:
             letter = self._held.popleft()
             given = dict(letter.headers)
-            headers: dict[str, bytes] = {name: given[name] for name in ("event-id", "topic-id", "partition", "offset") if name in given}
+            headers: dict[str, bytes] = {
+                name: given[name] for name in ("event-id", "topic-id", "partition", "offset") if name in given
+            }
             self._produce(
                 self._pipeline.dead_topic, letter.message.partition(), b"", letter.message.key(),
                 headers | {REPLAYED: now},

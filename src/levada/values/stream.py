@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from levada.values.block import Block
-from levada.values.workload import Workload
+from levada.values.workload import Repeated, Workload
 
 
 class Streams(Block):
@@ -12,4 +12,6 @@ class Streams(Block):
     enabled: bool
     """Whether the room is rendered."""
     sink: Workload
-    """The sinks, one process a pipeline."""
+    """The sinks; a pipeline has as many as its ``stream.replicas``."""
+    maintenance: Repeated
+    """Upkeep of each pipeline's table: compaction, snapshots, files that nothing names."""
