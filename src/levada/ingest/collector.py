@@ -335,6 +335,8 @@ def _headers(scope: Scope) -> dict[bytes, bytes]:
                 raise Problem(400, f"send the header {name.decode()} once")
             value = b"" if name == b"authorization" else value
         found[name] = value
+    if scope["http_version"] not in ("1.1", "1.0"):
+        raise Problem(400, "this is not HTTP/1.1")
     if b"host" not in found and scope["http_version"] == "1.1":
         raise Problem(400, "send the header host")
     return found

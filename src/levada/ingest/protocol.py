@@ -35,7 +35,7 @@ class Limits:
     head_seconds: float
     """From the first byte of a request, or the start of the connection, to the end of the headers."""
     body_seconds: float
-    """From there to the end of the body."""
+    """From there to the end of the body; and how long answers may wait for a client that does not take them."""
     head_bytes: int
     connections: int
 
@@ -62,7 +62,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.parser = httptools.HttpRequestParser(self)  # uvicorn's own is lenient about what follows a last request
         self._reading: Literal["nothing", "head", "body"] = "nothing"
-        self._deadline = math.inf
+        self._deadline = self._taken_by = math.inf
         self._head_bytes = self._fields_bytes = self._headers = 0
         self._too_large = self._over = self._lingers = False
 
@@ -99,6 +99,15 @@ class Connection(HttpToolsProtocol):
 
     def _head_too_large(self) -> Problem:
         return Problem(431, f"a request may have {_MAX_HEADERS} headers and {self.limits.head_bytes} bytes of them")
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that only stops sending still gets the answers to what it sent whole."""
+        cycle = self.cycle
+        if self._lingers or cycle is None or cycle.response_complete or self._reading == "body":
+            return False
+        self._over = True
+        cycle.keep_alive = False
+        return True
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -166,9 +175,12 @@ class Connection(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """Act on a deadline that has passed at ``now``, a time.monotonic()."""
-        if now < self._deadline:
-            if self.transport.is_closing() and not self._lingers:  # the client does not take its answer
-                self._lingers, self._deadline = True, min(self._deadline, now + _FLUSH_SECONDS)
+        self._taken_by = min(self._taken_by, now + self.limits.body_seconds) if self.flow.write_paused else math.inf
+        if now >= self._taken_by:  # the client does not take its answers
+            self.transport.abort()
+        elif now < self._deadline:
+            if self.transport.is_closing() and not self._lingers:
+                self._lingers, self._deadline = True, now + _FLUSH_SECONDS
         elif self._lingers:
             self.transport.abort()
         else:
