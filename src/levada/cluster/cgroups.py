@@ -14,6 +14,7 @@ from pathlib import Path
 from levada.cluster.errors import ClusterError
 
 ROOT = Path("/sys/fs/cgroup")
+FREEZE = {True: "cgroup.freeze", False: "freezer.state"}  # by whether the machine is unified
 
 
 def unified() -> bool:
@@ -73,8 +74,16 @@ def processes(path: str) -> Iterator[int]:
             yield from (int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split() if pid != "0")
 
 
+def find(path: str, name: str) -> Iterator[str]:
+    """Groups of a name somewhere below a group."""
+    top = _tracking()
+    for folder, names, _ in os.walk(top / path):
+        if name in names:
+            yield str((Path(folder) / name).relative_to(top))
+
+
 def kill(path: str, *, timeout: float = 30) -> None:
-    """Kill every process of a group and wait until it is empty."""
+    """Kill every process of a group, frozen ones too, and wait until it is empty."""
     deadline = time.monotonic() + timeout
     while pids := list(processes(path)):
         if time.monotonic() > deadline:
@@ -82,7 +91,47 @@ def kill(path: str, *, timeout: float = 30) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        thaw(path)  # in version 1 a frozen process does not even die; it dies before it runs another instruction
         time.sleep(0.05)
+
+
+def freeze(path: str, *, timeout: float = 10) -> None:
+    """Have every process of a group and of all groups below it stand still until `thaw`; ClusterError if one does not.
+
+    Nobody is told, unlike with SIGSTOP: no parent sees it, and nothing but `thaw` or `kill` undoes it.
+    """
+    folder = _freezer() / path
+    if not folder.exists():
+        return
+    (folder / FREEZE[unified()]).write_text("1" if unified() else "FROZEN")
+    deadline = time.monotonic() + timeout
+    while not _still(folder):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"cgroup {path} does not stand still: a process waits for the disk, try again")
+        time.sleep(0.01)
+
+
+def thaw(path: str) -> None:
+    """Let every process of a group and of all groups below it go on."""
+    for folder, _, _ in os.walk(_freezer() / path):
+        with contextlib.suppress(FileNotFoundError):
+            (Path(folder) / FREEZE[unified()]).write_text("0" if unified() else "THAWED")
+
+
+def frozen(path: str) -> bool:
+    """Whether a group was told to stand still."""
+    file = _freezer() / path / FREEZE[unified()]
+    return file.exists() and file.read_text().strip() not in ("0", "THAWED")
+
+
+def _freezer() -> Path:
+    return next(path for path in _hierarchies() if unified() or "freezer" in path.name.split(","))
+
+
+def _still(folder: Path) -> bool:
+    if unified():
+        return "frozen 1" in (folder / "cgroup.events").read_text().splitlines()
+    return (folder / FREEZE[False]).read_text().strip() == "FROZEN"
 
 
 def remove(path: str) -> None:

@@ -1,13 +1,13 @@
 """A cluster that is up, for those who use it."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from levada.cluster import containerd, lifecycle
+from levada.cluster import lifecycle, sharing
 from levada.cluster.archive import ImageArchive
 from levada.cluster.binaries import MODULES, Binaries
 from levada.cluster.errors import ClusterError
+from levada.cluster.faults import Faults
 from levada.cluster.forwarding import Forwarding
 from levada.cluster.progress import Progress, Silent
 from levada.cluster.shell import Kubectl
@@ -22,7 +22,8 @@ class Cluster:
         if plan is None:
             raise ClusterError(f"there is no cluster {name} on this machine. Run: levada cluster up --name {name}")
         self.plan = plan
-        self._binaries = Binaries(progress or Silent())
+        self._progress = progress or Silent()
+        self._binaries = Binaries(self._progress)
 
     @property
     def name(self) -> str:
@@ -71,18 +72,21 @@ class Cluster:
             raise ClusterError(f"Service {namespace}/{service} has no port {port}, it has {', '.join(ports)}")
         return forwarding.forward(namespace, service, port, preferred)
 
+    @property
+    def faults(self) -> Faults:
+        """What can be done to its nodes in a drill."""
+        return Faults(self.plan, self.kubectl, self._progress)
+
     def status(self) -> Status:
         """What of it runs just now."""
         return status(self.plan, self.kubectl)
 
     def import_images(self, images: Sequence[ImageArchive]) -> list[str]:
         """Give every node the images it lacks; name:tag of each one that some node lacked."""
-        with ThreadPoolExecutor(len(self.plan.nodes)) as pool:
-            imported = pool.map(lambda node: containerd.import_images(node, images), self.plan.nodes)
-            return sorted({name for names in imported for name in names})
+        return sharing.import_images(self.plan.nodes, images)
 
 
-def up(name: str, progress: Progress, *, node_count: int = 1) -> Cluster:
-    """Have a cluster run, and come back when it can be used."""
+def up(name: str, progress: Progress, *, node_count: int | None = None) -> Cluster:
+    """Have a cluster run, and come back when it can be used: with one node, or as many as it has, if none are said."""
     lifecycle.up(name, progress, node_count=node_count)
     return Cluster(name, progress)

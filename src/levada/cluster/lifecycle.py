@@ -5,19 +5,32 @@ import fcntl
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from levada.cluster import addons, cgroups, containerd, control, credentials, network, node, packages, readiness
+from levada.cluster import (
+    addons,
+    cgroups,
+    containerd,
+    control,
+    credentials,
+    links,
+    network,
+    node,
+    packages,
+    readiness,
+    sharing,
+)
 from levada.cluster.binaries import NODE_MODULES, Binaries
 from levada.cluster.errors import ClusterError
+from levada.cluster.files import write
 from levada.cluster.forwarding import Forwarding
 from levada.cluster.pki import write_kubeconfig
-from levada.cluster.plan import MAX_CLUSTERS, MAX_NODES, STATE, ClusterPlan
+from levada.cluster.plan import MAX_CLUSTERS, MAX_NODES, STATE, ClusterPlan, NodePlan
 from levada.cluster.progress import Progress
-from levada.cluster.shell import Kubectl, run
+from levada.cluster.shell import Kubectl, run, until
 
 SECONDS = 180.0
 
@@ -60,28 +73,40 @@ def _locked(progress: Progress) -> Iterator[None]:
             os.close(folder)
 
 
-def _make(name: str, node_count: int) -> ClusterPlan:
-    """The cluster's plan; a new cluster gets the lowest index that is free."""
+def _make(name: str, node_count: int | None) -> ClusterPlan:
+    """The cluster's plan; a new cluster gets the lowest index that is free, one that was made may get more nodes."""
     made = find(name)
     if made:
-        if made.node_count != node_count:
-            raise ClusterError(f"cluster {name} has {made.node_count} node(s): take it down first to have {node_count}")
-        return made
+        plan = replace(made, node_count=node_count or made.node_count)
+        if plan.node_count < made.node_count:
+            raise ClusterError(
+                f"cluster {name} has {made.node_count} nodes, and volumes on each: it does not shrink to {node_count}. "
+                f"Leave out --nodes, or remove all of it first: levada cluster down --name {name}"
+            )
+        _remember(plan)
+        return plan
     taken = {json.loads(path.read_text())["index"] for path in STATE.glob("*/cluster.json")}
     free = [index for index in range(MAX_CLUSTERS) if index not in taken]
     if not free:
         raise ClusterError(f"there are {MAX_CLUSTERS} clusters on this machine: take one down first")
-    plan = ClusterPlan(name, free[0], node_count)
+    plan = ClusterPlan(name, free[0], node_count or 1)
     plan.directory.mkdir(parents=True, exist_ok=True)
-    _state(name).write_text(json.dumps({"index": plan.index, "nodes": plan.node_count}))
+    _remember(plan)
     return plan
 
 
-def up(name: str, progress: Progress, *, node_count: int = 1) -> ClusterPlan:
-    """Have a cluster run: build what is missing, start what does not run, leave alone what does."""
+def _remember(plan: ClusterPlan) -> None:
+    write(_state(plan.name), json.dumps({"index": plan.index, "nodes": plan.node_count}).encode())
+
+
+def up(name: str, progress: Progress, *, node_count: int | None = None) -> ClusterPlan:
+    """Have a cluster run: build what is missing, start what does not run, undo every fault, leave alone what runs.
+
+    Without a number of nodes a new cluster gets one, and a cluster that was made keeps its own.
+    """
     _need_root()
     try:
-        ClusterPlan(name)
+        ClusterPlan(name, node_count=1 if node_count is None else node_count)
     except ValueError as error:
         raise ClusterError(str(error)) from error
     packages.ensure(packages.CLUSTER, progress)
@@ -92,13 +117,14 @@ def up(name: str, progress: Progress, *, node_count: int = 1) -> ClusterPlan:
         issued = credentials.issue(plan)
         kubectl = Kubectl(programs["kubernetes"] / "kubectl", plan.kubeconfig)
         with progress.phase("starting the control plane and the nodes"):
-            if not network.whole(plan):
+            if not network.has_switch(plan):
                 cgroups.kill(plan.cgroup)
-                network.create(plan)
+                network.create_switch(plan)
+            links.mend(plan)
             control.machine(plan, issued, programs).ensure()
-            pause = addons.full_name("pause")
             for item in plan.nodes:
-                node.machine(plan, item, issued, programs["kubernetes"], pause).ensure()
+                _run_node(plan, item, issued, programs["kubernetes"])
+            network.route(plan)
             port = Forwarding(plan).ensure(issued)
             write_kubeconfig(
                 plan.kubeconfig,
@@ -120,6 +146,22 @@ def up(name: str, progress: Progress, *, node_count: int = 1) -> ClusterPlan:
     return plan
 
 
+def _run_node(plan: ClusterPlan, item: NodePlan, issued: credentials.Credentials, kubernetes: Path) -> None:
+    cgroups.thaw(item.cgroup)
+    if not network.has_node(plan, item):
+        cgroups.kill(item.cgroup)
+        network.create_node(plan, item)
+    node.machine(plan, item, issued, kubernetes, addons.full_name("pause")).ensure()
+
+
+def start_node(plan: ClusterPlan, item: NodePlan, progress: Progress) -> None:
+    """Have one node of a cluster run, as `up` would; back before the node is ready."""
+    kubernetes = Binaries(progress).ensure("kubernetes")["kubernetes"]
+    with _locked(progress):
+        _run_node(plan, item, credentials.issue(plan), kubernetes)
+        network.route(plan)
+
+
 def _put_images(plan: ClusterPlan, programs: Mapping[str, Path]) -> None:
     """Give every node the images of the addons."""
     for item in plan.nodes:
@@ -129,21 +171,15 @@ def _put_images(plan: ClusterPlan, programs: Mapping[str, Path]) -> None:
     if wanted:
         with tempfile.TemporaryDirectory(dir=plan.directory) as folder:
             archives = [addons.build(name, programs, Path(folder)) for name in wanted]
-            for item in plan.nodes:
-                containerd.import_images(item, archives)
+            sharing.import_images(plan.nodes, archives)
 
 
 def _until(attempt: Callable[[], object], hint: str) -> None:
     """Try until it works; the last error after three minutes."""
-    deadline = time.monotonic() + SECONDS
-    while True:
-        try:
-            attempt()
-            return
-        except ClusterError as error:
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{error}\n{hint}") from error
-        time.sleep(0.7)
+    try:
+        until(attempt, SECONDS)
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{hint}") from error
 
 
 def down(name: str, progress: Progress) -> None:

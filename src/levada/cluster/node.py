@@ -1,15 +1,17 @@
 """A node: containerd, kubelet and kube-proxy on a machine of its own."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from levada.cluster.control import LOST_AFTER
 from levada.cluster.credentials import DOMAIN, Credentials
 from levada.cluster.files import write
 from levada.cluster.machines import Machine
-from levada.cluster.plan import ClusterPlan, NodePlan
+from levada.cluster.plan import REGION, ClusterPlan, NodePlan
 
 CNI_PLUGINS = Path("/usr/lib/cni")
 # What containerd and kubelet keep at fixed places, whatever they are told: each node sees a folder of its own there.
@@ -23,6 +25,24 @@ def may_lower_oom_score() -> bool:
     lines = Path("/proc/self/status").read_text().splitlines()
     effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
     return bool(int(effective, 16) >> CAP_SYS_RESOURCE & 1)
+
+
+def reserved(nodes: int, *, cores: int, memory: int, disk: int) -> dict[str, str]:
+    """What a node keeps from pods so that its share of the machine is left; memory and disk in bytes.
+
+    A kubelet reports the whole machine as its capacity, so each node of several keeps back what is for the others.
+    """
+    return {
+        "cpu": f"{cores * 1000 - cores * 1000 // nodes}m",
+        "memory": str(memory - memory // nodes),
+        "ephemeral-storage": str(disk - disk // nodes),
+    }
+
+
+def _reserved(plan: ClusterPlan) -> dict[str, str]:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    disk = os.statvfs(plan.directory)
+    return reserved(plan.node_count, cores=os.cpu_count() or 1, memory=memory, disk=disk.f_blocks * disk.f_frsize)
 
 
 def machine(plan: ClusterPlan, node: NodePlan, credentials: Credentials, kubernetes: Path, pause: str) -> Machine:
@@ -50,7 +70,7 @@ def machine(plan: ClusterPlan, node: NodePlan, credentials: Credentials, kuberne
                 f"--node-ip={node.address}",
                 f"--hostname-override={node.name}",
                 f"--root-dir={folder / 'kubelet'}",
-                f"--node-labels=topology.kubernetes.io/zone={node.zone}",
+                f"--node-labels=topology.kubernetes.io/region={REGION},topology.kubernetes.io/zone={node.zone}",
             ],
             "kube-proxy": [kubernetes / "kube-proxy", f"--config={proxy}"],
         },
@@ -139,7 +159,12 @@ def _kubelet(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> dic
         "clusterDomain": DOMAIN,
         "resolvConf": "/dev/null",  # no name outside the cluster can be reached, so none need resolve
         "maxPods": 110,
+        "kubeReserved": _reserved(plan),
         "enforceNodeAllocatable": [],
+        "nodeLeaseDurationSeconds": LOST_AFTER,
+        # a node that was lost says so itself when it is back: looked at often, sent only if something changed
+        "nodeStatusUpdateFrequency": "5s",
+        "nodeStatusReportFrequency": "5m",
         # absolute: per cents of a big disk would evict with gigabytes to spare
         "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
         "evictionPressureTransitionPeriod": "30s",

@@ -15,6 +15,12 @@ RANGE = IPv4Network("198.18.0.0/15")
 MAX_CLUSTERS = 8
 MAX_NODES = 9
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?")
+REGION = "local"
+
+
+def hardware_address(address: IPv4Address) -> str:
+    """A locally administered MAC address that no other address of ours has."""
+    return "02:00:" + address.packed.hex(":")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,11 @@ class NodePlan:
     def link(self) -> str:
         """The node's cable: name of its end at the switch in the control namespace."""
         return f"node{self.number}"
+
+    @property
+    def mac(self) -> str:
+        """Hardware address of the cable's end in the node: follows from the address, so a new cable is no stranger."""
+        return hardware_address(self.address)
 
     @property
     def cgroup(self) -> str:

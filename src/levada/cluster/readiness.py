@@ -12,10 +12,15 @@ from levada.cluster.errors import ClusterError
 from levada.cluster.plan import ClusterPlan, NodePlan
 from levada.cluster.shell import Kubectl
 
-ADDONS = {
-    "kube-system": ("k8s-app in (kube-dns,metrics-server)", 2),
-    "local-path-storage": ("app=local-path-provisioner", 1),
-}
+METRICS_SERVERS = PROVISIONERS = 1
+
+
+def addons(plan: ClusterPlan) -> dict[str, tuple[str, int]]:
+    """By namespace: label selector of the addons' pods, and how many there are to be."""
+    return {
+        "kube-system": ("k8s-app in (kube-dns,metrics-server)", plan.node_count + METRICS_SERVERS),
+        "local-path-storage": ("app=local-path-provisioner", PROVISIONERS),
+    }
 
 
 def _time(text: str) -> datetime.datetime:
@@ -43,7 +48,7 @@ def check(plan: ClusterPlan, kubectl: Kubectl) -> None:
     if late:
         raise ClusterError(f"not ready: node {', '.join(late)}")
     started = {node.name: machines.started(node.cgroup) for node in plan.nodes}
-    for namespace, (selector, count) in ADDONS.items():
+    for namespace, (selector, count) in addons(plan).items():
         pods = kubectl.items("pods", "-n", namespace, "-l", selector)
         ready = [pod for pod in pods if _runs(pod, started.get(pod["spec"].get("nodeName", "")))]
         if len(ready) < count:

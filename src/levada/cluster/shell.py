@@ -3,19 +3,23 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from levada.cluster.errors import ClusterError
 
 
-def run(argv: Sequence[str | Path], *, stdin: str | None = None, timeout: float = 300) -> str:
+def run(argv: Sequence[str | Path], *, stdin: str | IO[bytes] | None = None, timeout: float = 300) -> str:
     """Run a program to its end and return what it printed; ClusterError with its last lines if it failed."""
     words = [str(word) for word in argv]
+    text, file = (stdin, None) if isinstance(stdin, str) else (None, stdin)
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            words, input=text, stdin=file, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except FileNotFoundError as error:
         raise ClusterError(f"{words[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
@@ -33,6 +37,19 @@ def succeeds(argv: Sequence[str | Path], *, timeout: float = 30) -> bool:
     except ClusterError:
         return False
     return True
+
+
+def until(attempt: Callable[[], object], seconds: float) -> None:
+    """Try until it raises no ClusterError; the last one after some seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            attempt()
+            return
+        except ClusterError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.7)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from levada.cluster import machines, readiness
+from levada.cluster import faults, machines, readiness
 from levada.cluster.errors import ClusterError
 from levada.cluster.forwarding import Forwarding
 from levada.cluster.plan import ClusterPlan
@@ -22,12 +22,14 @@ class Part:
 class Status:
     """A cluster at one moment: for each node whether it is Ready, for each local port what it leads to.
 
-    `trouble` says why the cluster cannot be used; empty if it can.
+    `faults` are sentences about nodes that are off or paused and links that are cut, whatever did it. `trouble` says
+    why the cluster cannot be used; empty if it can.
     """
 
     parts: tuple[Part, ...]
     nodes: dict[str, bool]
     ports: dict[int, str]
+    faults: tuple[str, ...]
     trouble: str
 
 
@@ -51,4 +53,4 @@ def status(plan: ClusterPlan, kubectl: Kubectl) -> Status:
         readiness.check(plan, kubectl)
     except ClusterError as error:
         trouble = trouble or str(error)
-    return Status(tuple(parts), nodes, forwarding.routes(), trouble)
+    return Status(tuple(parts), nodes, forwarding.routes(), tuple(faults.active(plan)), trouble)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from levada.cluster.plan import MAX_CLUSTERS, MAX_NODES, RANGE, ClusterPlan
+from levada.cluster.plan import MAX_CLUSTERS, MAX_NODES, RANGE, ClusterPlan, hardware_address
 
 
 def test_clusters_side_by_side_share_nothing() -> None:
@@ -26,6 +26,7 @@ def test_ranges_inside_a_cluster_are_apart() -> None:
     for one, other in combinations(plan.nodes, 2):
         assert not one.pods.overlaps(other.pods)
         assert len({one.address, other.address, plan.control_address}) == 3
+        assert len({one.mac, other.mac, hardware_address(plan.control_address)}) == 3
         assert one.zone != other.zone
     assert all(node.pods.subnet_of(plan.pods) and node.address in plan.node_network for node in plan.nodes)
 
