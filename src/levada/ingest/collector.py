@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import threading
 import time
 import traceback
@@ -40,6 +41,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 _REFRESH_SECONDS: Final = 2.0
 _DRAIN_SECONDS: Final = 1.0
+_LAST_CALL_SECONDS: Final = 0.3
 _GRACE_SECONDS: Final = 15
 _KEEP_ALIVE_SECONDS: Final = 15
 _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
@@ -420,8 +422,6 @@ async def _serve(collector: Collector, settings: CollectorSettings, stop: thread
     limits = Limits(settings.header_timeout, settings.body_timeout, settings.max_header_bytes, settings.max_connections)
     config = uvicorn.Config(
         collector,
-        host="0.0.0.0",  # noqa: S104
-        port=settings.port,
         http=bounded(limits, lambda status: collector.count("", status, 0)),
         ws="none",
         lifespan="off",
@@ -434,13 +434,18 @@ async def _serve(collector: Collector, settings: CollectorSettings, stop: thread
     )
     server = _Server(config)
     async with collector.running():
-        serving = asyncio.create_task(server.serve())
+        # Ours, and as long as uvicorn's, because it has to be shortened before it is closed.
+        listener = socket.create_server(("0.0.0.0", settings.port), backlog=config.backlog)  # noqa: S104
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         sweeping = asyncio.create_task(_sweep(server))
         while not (stop.is_set() or serving.done()):
             await asyncio.sleep(0.1)
         collector.draining = True
         if not serving.done():
             await asyncio.sleep(_DRAIN_SECONDS)
+            # The kernel takes no more connections; those that it has are accepted, not reset with the port.
+            listener.listen(0)
+            await asyncio.sleep(_LAST_CALL_SECONDS)
         server.should_exit = True
         await serving
         sweeping.cancel()

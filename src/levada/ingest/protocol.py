@@ -24,6 +24,7 @@ SWEEP_SECONDS: Final = 0.25
 _LINGER_SECONDS: Final = 0.5
 _LINGER_BODY_SECONDS: Final = 2.0
 _FLUSH_SECONDS: Final = 5.0
+_LEAVE_SECONDS: Final = 0.3
 _MAX_HEADERS: Final = 100
 _MAX_PIPELINED: Final = 64
 
@@ -64,7 +65,7 @@ class Connection(HttpToolsProtocol):
         self._reading: Literal["nothing", "head", "body"] = "nothing"
         self._deadline = self._taken_by = math.inf
         self._head_bytes = self._fields_bytes = self._headers = 0
-        self._too_large = self._over = self._lingers = False
+        self._too_large = self._over = self._lingers = self._leaves = False
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or say that there are too many."""
@@ -169,8 +170,13 @@ class Connection(HttpToolsProtocol):
                 self._deadline = time.monotonic() + seconds
 
     def shutdown(self) -> None:
-        """Finish what has begun: the server stops."""
-        super().shutdown()
+        """Finish what has begun: the server stops. A request may be on its way here, so an idle client has a moment."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._reading == "nothing":
+            self._leaves = True
+            self._deadline = time.monotonic() + _LEAVE_SECONDS
+        elif not idle:
+            super().shutdown()
         self._deadline = min(self._deadline, time.monotonic() + self.limits.head_seconds)
 
     def check(self, now: float) -> None:
@@ -183,6 +189,8 @@ class Connection(HttpToolsProtocol):
                 self._lingers, self._deadline = True, now + _FLUSH_SECONDS
         elif self._lingers:
             self.transport.abort()
+        elif self._leaves and self._reading == "nothing":
+            self.transport.close()
         else:
             allowed = self.limits.body_seconds if self._reading == "body" else self.limits.head_seconds
             self._refuse(Problem(408, f"the request did not come whole within {allowed:g} seconds"))
