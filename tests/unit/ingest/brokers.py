@@ -91,19 +91,33 @@ class Load:
 
 
 class Brokers:
-    """A cluster of one or three nodes that are broker and controller."""
+    """A cluster of one or three brokers, which are the controllers too or have three beside them, from 100 on."""
 
     def __init__(self, folder: Path, values: dict[str, Any], count: int = 3) -> None:
         self.folder, self.count, self.kafka = folder, count, jars()
-        text = render(values=values).find("ConfigMap", "levada-kafka")["data"]["server.properties"]
-        hosts = [f"127.0.1.{n + 1}" for n in range(count)]
-        self.hosts, self._ports = hosts, {number: _port(hosts) for number in (9092, 9093, 9094, 9404)}
-        for n, host in enumerate(hosts):
-            text = text.replace(f"levada-kafka-{n}.levada-kafka-brokers.levada.svc", host)
-        for number, port in self._ports.items():
-            text = re.sub(rf":{number}\b", f":{port}", text)
-        text = text.replace("/etc/kafka", str(folder)) + "".join(f"\n{name}={value}" for name, value in _FASTER.items())
-        self._shared = text
+        release = render(values=values)
+        names = {n: f"levada-kafka-{n}.levada-kafka-brokers.levada.svc" for n in range(count)}
+        separate = any(each["metadata"]["name"] == "levada-kafka-controller" for each in release.kind("ConfigMap"))
+        if separate:
+            domain = "levada-kafka-controllers.levada.svc"
+            names |= {100 + n: f"levada-kafka-controller-{n}.{domain}" for n in range(3)}
+        self.hosts = {node: f"127.0.{1 + node // 100}.{1 + node % 100}" for node in names}
+        self._ports = {number: _port(list(self.hosts.values())) for number in (9092, 9093, 9094, 9404)}
+        self.voters = tuple(node for node in names if node >= 100 or not separate)
+        self._shared = {}
+        for node in names:
+            kind = "levada-kafka-controller" if node >= 100 else "levada-kafka"
+            text: str = release.find("ConfigMap", kind)["data"]["server.properties"]
+            for other, name in names.items():
+                text = text.replace(name, self.hosts[other])
+            for number, port in self._ports.items():
+                text = re.sub(rf":{number}\b", f":{port}", text)
+            # Pods listen on all of their addresses.
+            text = text.replace("://:", f"://{self.hosts[node]}:").replace(
+                "=/var/lib/kafka/data", f"={self.disk(node)}"
+            )
+            lines = [text.replace("/etc/kafka", str(folder)), *(f"{key}={value}" for key, value in _FASTER.items())]
+            self._shared[node] = "\n".join(lines)
         for user in ("broker", "admin", *CLIENTS):
             (folder / "credentials" / user).mkdir(parents=True)
             for key, value in {"username": user, "password": secrets.token_urlsafe(24)}.items():
@@ -123,11 +137,8 @@ class Brokers:
     def _start(self, node: int) -> None:
         host, own = self.hosts[node], self.folder / str(node)
         own.mkdir(exist_ok=True)
-        (own / "shared").write_text(
-            # Pods listen on all of their addresses.
-            self._shared.replace("://:", f"://{host}:").replace("=/var/lib/kafka/data", f"={self.disk(node)}")
-        )
-        voters = tuple(f"{each}:{self._ports[9404]}" for each in self.hosts)
+        (own / "shared").write_text(self._shared[node])
+        voters = tuple(f"{self.hosts[each]}:{self._ports[9404]}" for each in self.voters if node in self.voters)
         broker.prepare(
             own / "shared", own, Node(node, host, f"zone-{node}", voters), _CLUSTER_ID, report=lambda _: None
         )
@@ -197,7 +208,7 @@ class Brokers:
 
     @property
     def bootstrap(self) -> str:
-        return ",".join(f"{host}:{self._ports[9092]}" for host in self.hosts)
+        return ",".join(f"{self.hosts[node]}:{self._ports[9092]}" for node in range(self.count))
 
     def settings(self, user: str) -> KafkaSettings:
         ca = self.folder / "tls" / "ca.crt"
@@ -294,7 +305,7 @@ def running(folder: Path, values: dict[str, Any], count: int = 3) -> Iterator[Br
     """A cluster that has started for the first time."""
     brokers = Brokers(folder, values, count)
     try:
-        brokers.start(*range(count))
+        brokers.start(*brokers.hosts)
         brokers.wait_in_sync(*range(count))
         yield brokers
     finally:
