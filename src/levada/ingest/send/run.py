@@ -23,7 +23,7 @@ from levada.pipeline import Pipeline
 
 KINDS: Final = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet"}
 """Kind of a file by its name."""
-_BATCH_BYTES: Final = 700 * 1024
+_BATCH_BYTES: Final = 256 * 1024
 _SAVE_SECONDS: Final = 0.25
 
 
