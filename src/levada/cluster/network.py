@@ -88,15 +88,19 @@ def route(plan: ClusterPlan) -> None:
     for as long as it lasts, as between machines that a cloud joins; and a link that is cut one way works the other way.
     """
     everybody = [(plan.control_namespace, plan.control_address), *((node.name, node.address) for node in plan.nodes)]
-    for name in filter(exists, namespaces(plan)):
+    for name, own in everybody:
+        if not exists(name):
+            continue
         cable = SWITCH if name == plan.control_namespace else CABLE
+        # also those that an older version made, with addresses of the kernel's choice
+        known = f"link set {cable} address {hardware_address(own)}"
         neighbours = [
             f"neigh replace {address} lladdr {hardware_address(address)} dev {cable} nud permanent"
             for other, address in everybody
             if other != name
         ]
         routes = [f"route replace {node.pods} via {node.address}" for node in plan.nodes if node.name != name]
-        _ip(name, neighbours + routes)
+        _ip(name, [known, *neighbours, *routes])
 
 
 def unplug(plan: ClusterPlan, node: NodePlan) -> None:
