@@ -163,7 +163,10 @@ class Brokers:
         self.processes[node].kill()
         self.processes.pop(node).wait()
         if wipe:
-            shutil.rmtree(self.disk(node))
+            self.wipe(node)
+
+    def wipe(self, node: int) -> None:
+        shutil.rmtree(self.disk(node))
 
     def stop(self, node: int) -> float:
         """A clean stop; the seconds that it took."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,10 +30,14 @@ WEEK = 7 * 24 * 3600
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
     folder = tmp_path_factory.mktemp("kafka")
     for brokers in running(folder, {"ingest": {"kafka": {"replicas": 3}}}):
-        apply(brokers)
-        # Each broker hears of a new topic in its own time.
-        until(lambda: not plan(brokers).changes, 30, "the topics")
+        settle(brokers)
         yield brokers
+
+
+def settle(kafka: Brokers) -> None:
+    apply(kafka)
+    # Each broker hears of a new topic in its own time.
+    until(lambda: not plan(kafka).changes, 30, "the topics")
 
 
 def apply(kafka: Brokers, declared: dict[str, Pipeline] = DECLARED) -> list[str]:
@@ -243,3 +248,22 @@ def test_one_broker_alone_acknowledges_nothing(kafka: Brokers) -> None:
     after = [message.value() for message in kafka.read("loaded")]
     assert len(after) >= len(before) + 1
     assert set(before) <= set(after)
+
+
+def test_an_empty_disk_alone_begins_nothing(kafka: Brokers) -> None:
+    """Node 0 may begin a quorum. Alone with an empty disk it cannot know whether there is one, and waits."""
+    assert kafka.produce("collector", "loaded", b"1") is None
+    before = [message.value() for message in kafka.read("loaded")]
+    for node in (0, 1):
+        kafka.stop(node)
+    kafka.kill(2)  # It has no quorum left to hand over to, and would wait for one.
+    kafka.wipe(0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(kafka.start, 0)
+        time.sleep(6)
+        assert not kafka.disk(0).exists()
+        kafka.start(1, 2)
+        waiting.result(60)
+    kafka.wait_in_sync(0, 1, 2)
+    assert {message.value() for message in kafka.read("loaded")} == set(before)
+    until(lambda: all(kafka.raft(n).get("number_of_voters") == 3 for n in range(3)), 30, "three voters")
