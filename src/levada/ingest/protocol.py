@@ -26,6 +26,8 @@ _LINGER_BODY_SECONDS: Final = 2.0
 _FLUSH_SECONDS: Final = 5.0
 _LEAVE_SECONDS: Final = 0.3
 _MAX_HEADERS: Final = 100
+_HEAD: Final = b"HTTP/1.1 "
+_CONTINUE: Final = b"HTTP/1.1 100 "
 _MAX_PIPELINED: Final = 64
 
 
@@ -42,14 +44,34 @@ class Limits:
 
 
 class _Transport:
-    """The transport as the answer to a request sees it: how to close is the connection's to know."""
+    """The transport as the answer to a request sees it.
 
-    __slots__ = ("close", "is_closing", "write")
+    The head of an answer is held back until its body comes: one system call, not two. How to close is the connection's
+    to know.
+    """
+
+    __slots__ = ("_close", "_head", "_write", "is_closing")
 
     def __init__(self, transport: Any, close: Callable[[], None]) -> None:
-        self.write = transport.write
+        self._write = transport.write
         self.is_closing = transport.is_closing
-        self.close = close
+        self._close = close
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.startswith(_HEAD) and not data.startswith(_CONTINUE):
+            self._head = data
+            return
+        data, self._head = self._head + data, b""
+        self._write(data)
+
+    def flush(self) -> None:
+        if self._head:  # of an answer without a body
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._close()
 
 
 class Connection(HttpToolsProtocol):
@@ -154,6 +176,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, unless there must be none."""
+        self._answering.flush()
         if self._over:
             self.server_state.total_requests += 1
             if self.pipeline:
