@@ -55,22 +55,28 @@ def find(name: str) -> ClusterPlan | None:
 
 
 @contextmanager
-def _locked(progress: Progress) -> Iterator[None]:
-    """Have one command at a time change clusters. The lock is on the folder itself: nothing is left behind."""
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """Have one command at a time change what a folder stands for: one cluster, or the list of all clusters.
+
+    The lock is on the folder itself: nothing is left behind. A command that waits may find the folder gone.
+    """
     while True:
-        STATE.mkdir(parents=True, exist_ok=True)
-        folder = os.open(STATE, os.O_RDONLY)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another command has just removed it
         try:
             try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                with progress.phase("waiting for another command that is at work on a cluster"):
-                    fcntl.flock(folder, fcntl.LOCK_EX)
-            if STATE.exists() and os.path.samestat(os.fstat(folder), STATE.stat()):
+                with progress.phase(f"waiting for another command that is at work on {folder.name}"):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
                 yield
                 return
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def _make(name: str, node_count: int | None) -> ClusterPlan:
@@ -88,11 +94,18 @@ def _make(name: str, node_count: int | None) -> ClusterPlan:
     taken = {json.loads(path.read_text())["index"] for path in STATE.glob("*/cluster.json")}
     free = [index for index in range(MAX_CLUSTERS) if index not in taken]
     if not free:
+        (STATE / name).rmdir()  # made to be locked
         raise ClusterError(f"there are {MAX_CLUSTERS} clusters on this machine: take one down first")
     plan = ClusterPlan(name, free[0], node_count or 1)
-    plan.directory.mkdir(parents=True, exist_ok=True)
     _remember(plan)
     return plan
+
+
+def _check(name: str, node_count: int) -> None:
+    try:
+        ClusterPlan(name, node_count=node_count)
+    except ValueError as error:
+        raise ClusterError(str(error)) from error
 
 
 def _remember(plan: ClusterPlan) -> None:
@@ -105,14 +118,12 @@ def up(name: str, progress: Progress, *, node_count: int | None = None) -> Clust
     Without a number of nodes a new cluster gets one, and a cluster that was made keeps its own.
     """
     _need_root()
-    try:
-        ClusterPlan(name, node_count=1 if node_count is None else node_count)
-    except ValueError as error:
-        raise ClusterError(str(error)) from error
+    _check(name, 1 if node_count is None else node_count)
     packages.ensure(packages.CLUSTER, progress)
     programs = Binaries(progress).ensure(*NODE_MODULES)
-    with _locked(progress):
-        plan = _make(name, node_count)
+    with _locked(STATE / name, progress):
+        with _locked(STATE, progress):
+            plan = _make(name, node_count)
         plan.directory.chmod(0o700)
         issued = credentials.issue(plan)
         kubectl = Kubectl(programs["kubernetes"] / "kubectl", plan.kubeconfig)
@@ -157,7 +168,7 @@ def _run_node(plan: ClusterPlan, item: NodePlan, issued: credentials.Credentials
 def start_node(plan: ClusterPlan, item: NodePlan, progress: Progress) -> None:
     """Have one node of a cluster run, as `up` would; back before the node is ready."""
     kubernetes = Binaries(progress).ensure("kubernetes")["kubernetes"]
-    with _locked(progress):
+    with _locked(plan.directory, progress):
         _run_node(plan, item, credentials.issue(plan), kubernetes)
         network.route(plan)
 
@@ -185,14 +196,15 @@ def _until(attempt: Callable[[], object], hint: str) -> None:
 def down(name: str, progress: Progress) -> None:
     """Take a cluster away with all its data, whatever state it is in."""
     _need_root()
-    with _locked(progress), progress.phase(f"taking down cluster {name}"):
-        plan = ClusterPlan(name, 0, MAX_NODES)
+    _check(name, MAX_NODES)
+    plan = ClusterPlan(name, 0, MAX_NODES)
+    with _locked(plan.directory, progress), progress.phase(f"taking down cluster {name}"):
         cgroups.kill(plan.cgroup)  # the mounts of its machines go with their processes
         cgroups.remove(plan.cgroup)
         network.remove(plan)
-        if plan.directory.exists():
-            run(["rm", "-rf", "--one-file-system", plan.directory], timeout=900)
-        if not list(STATE.iterdir()):
-            for path in (STATE, STATE.parent, node.CNI_STATE, *node.PRIVATE):
+        run(["rm", "-rf", "--one-file-system", plan.directory], timeout=900)
+        with _locked(STATE, progress), contextlib.suppress(OSError):
+            STATE.rmdir()  # only if it was the last cluster
+            for path in (STATE.parent, node.CNI_STATE, *node.PRIVATE):
                 with contextlib.suppress(OSError):  # not there, or with something of somebody else's in it
                     path.rmdir()
