@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from levada.line.target import Target, find, ready_pods
 
 NAME = "levada-test"
 KEEP = os.environ.get("KEEP") == "1"
-ORDER = ("cluster/", "test_install", "test_demo", "ingest", "stream", "batch", "registry", "serving",
+ORDER = ("cluster/", "drills/", "test_install", "test_demo", "ingest", "stream", "batch", "registry", "serving",
          "test_pipelines", "test_docs", "test_faults", "test_uninstall")  # fmt: skip
 """What later tests build on comes first; what takes the line apart comes last."""
 _INSTALLER = """
@@ -139,27 +140,34 @@ def wait_for(condition: Callable[[], Any], timeout: float) -> float:
         time.sleep(0.5)
 
 
-@pytest.fixture(scope="session")
-def line() -> Iterator[Line]:
-    """Bring the line up once for all tests of the layer."""
+@contextmanager
+def installed(cluster: str, values: Sequence[Path], nodes: int = 1) -> Iterator[Line]:
+    """A cluster of that name with the chart installed by a namespace's admin; taken down at the end."""
     progress = Console()
     if not KEEP:  # what an earlier run left when it was killed; a kept cluster is taken as it is
-        clusters.down(NAME, progress)
-    own = clusters.up(NAME, progress)
+        clusters.down(cluster, progress)
+    own = clusters.up(cluster, progress, node_count=nodes)
     try:
         built = images.build(None, progress)
         own.import_images(built)
-        admin = find(cluster=NAME, context=None)
+        admin = find(cluster=cluster, context=None)
         admin.kubectl("apply", "-f", "-", stdin=_INSTALLER)
         target = replace(admin, kubeconfig=_kubeconfig(admin, own.state / "installer.kubeconfig"))
-        values = [*install.DEFAULT_VALUES, install.write_values(own.state / "images.yaml", images.values(built))]
-        made = Line(target, admin, values)
+        files = [*values, install.write_values(own.state / "images.yaml", images.values(built))]
+        made = Line(target, admin, files)
         made.install()
         yield made
         target.close()
     finally:
         if not KEEP:
-            clusters.down(NAME, progress)
+            clusters.down(cluster, progress)
+
+
+@pytest.fixture(scope="session")
+def line() -> Iterator[Line]:
+    """Bring the line up once for all tests of the layer but the drills, which break a cluster of their own."""
+    with installed(NAME, install.DEFAULT_VALUES) as made:
+        yield made
 
 
 def _kubeconfig(admin: Target, path: Path) -> Path:

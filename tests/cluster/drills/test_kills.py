@@ -1,0 +1,184 @@
+"""Kills under load, counted: every acknowledged event is in the lake once, in the order of its key."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from levada.cluster import cgroups
+from levada.line.drill import Drill, Plan, Result
+from levada.line.target import ready_pods
+
+from ..conftest import Line, wait_for
+
+EVENT = {"writer": "w", "number": 1, "note": "by hand"}
+
+
+def drill(line: Line, plan: Plan, folder: Path) -> Result:
+    """One drill, its ledger printed."""
+    result = Drill(
+        line.target, line.target.pipeline("drill"), plan, folder / "ledger.ndjson", lambda text: print(text, flush=True)
+    ).run()
+    print(result.render(), flush=True)
+    return result
+
+
+def processes(line: Line, component: str) -> list[int]:
+    """Processes, on this machine, of every container of a component."""
+    assert line.target.cluster is not None
+    ids = [
+        status["containerID"].rpartition("/")[2]
+        for pod in line.target.objects("pods", f"app.kubernetes.io/component={component}")
+        for status in pod["status"]["containerStatuses"]
+    ]
+    found = []
+    for pid in cgroups.processes(line.target.cluster.plan.cgroup):
+        with suppress(FileNotFoundError):
+            if any(container in Path(f"/proc/{pid}/cgroup").read_text() for container in ids):
+                found.append(pid)
+    return found
+
+
+@contextmanager
+def standing_still(line: Line, component: str) -> Iterator[None]:
+    """Every process of the component is paused: it holds its connections and answers nothing."""
+    pids = processes(line, component)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def resident(line: Line, component: str) -> int:
+    """Bytes resident of the largest process of a component."""
+    sizes = []
+    for pid in processes(line, component):
+        status = dict(row.split(":", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines())
+        sizes.append(int(status["VmRSS"].split()[0]) * 1024)
+    return max(sizes)
+
+
+def post(line: Line, key: str, timeout: float = 10) -> httpx.Response:
+    return httpx.post(
+        f"{line.collector_url}/v1/drill/events",
+        json=EVENT,
+        headers={"Authorization": f"Bearer {line.api_key}", "Idempotency-Key": key},
+        timeout=timeout,
+    )
+
+
+@pytest.mark.row(7)
+@pytest.mark.row(10)
+@pytest.mark.row(12)
+@pytest.mark.row(19)
+def test_twenty_kills(line: Line, tmp_path: Path) -> None:
+    result = drill(line, Plan(events=50_000, faults=20, kinds=("kill", "kill", "kill", "pause"), seed=20), tmp_path)
+    assert result.good
+    assert result.ledger.acknowledged == result.plan.total
+
+
+@pytest.mark.row(8)
+@pytest.mark.row(10)
+def test_a_broker_that_lost_its_disk_joins_again(line: Line, tmp_path: Path) -> None:
+    def lose_a_disk() -> None:
+        time.sleep(3)
+        line.kubectl("delete", "pvc", "data-levada-kafka-1", "--wait=false")
+        line.kubectl("delete", "pod", "levada-kafka-1", "--grace-period=0", "--force", "--wait=false")
+
+    thread = threading.Thread(target=lose_a_disk)
+    thread.start()
+    result = drill(line, Plan(events=60_000, faults=0, seed=1), tmp_path)
+    thread.join()
+    assert result.good
+    assert result.ledger.longest <= 10  # seconds until answers went on, with the batch's own time
+    wait_for(lambda: ready_pods(line.target.objects("pods", "app.kubernetes.io/component=kafka")) == 3, 120)
+
+
+@pytest.mark.row(7)
+def test_no_broker_answers(line: Line) -> None:
+    assert post(line, "before").status_code == 202
+    before = resident(line, "collector")
+    with standing_still(line, "kafka"):
+        stop = time.monotonic() + 20
+        slowest = 0.0
+
+        def client(number: int) -> None:
+            nonlocal slowest
+            while time.monotonic() < stop:
+                started = time.monotonic()
+                answer = post(line, f"away-{number}")
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["Retry-After"]) >= 1
+                slowest = max(slowest, time.monotonic() - started)
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(client, range(16)))
+        grown = resident(line, "collector") - before
+    healed = time.monotonic()
+    wait_for(lambda: post(line, "after").status_code == 202, 30)
+    back = time.monotonic() - healed
+    print(f"503 after at most {slowest:.2f} s, collector {grown / 2**20:+.0f} MiB, answers {back:.1f} s after the heal")
+    assert slowest <= 1.5  # the promise is 1 s; two cores carry the sixteen clients as well
+    assert grown <= 64 * 2**20
+    assert back <= 5
+
+
+@pytest.mark.row(5)
+def test_one_event_posted_fifty_times_is_one_row(line: Line) -> None:
+    rows = line.rows("drill")
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not stop.wait(2):
+            for pid in processes(line, "collector")[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+    def client(_: int) -> int:
+        for _ in range(120):
+            with suppress(httpx.TransportError):
+                if post(line, "fifty", timeout=5).status_code == 202:
+                    return 1
+            time.sleep(0.5)
+        return 0
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            accepted = sum(pool.map(client, range(50)))
+    finally:
+        stop.set()
+        killer.join()
+    assert accepted == 50
+    time.sleep(5)  # more than the two seconds between commits: what is to come has come
+    assert line.rows("drill") == rows + 1
+
+
+def test_the_command_of_operators(line: Line, tmp_path: Path) -> None:
+    assert line.target.cluster is not None
+    command = [
+        str(Path(sys.executable).with_name("levada")), "drill", "--events", "4000", "--faults", "2", "--on", "sink",
+        "--seed", "7", "--cluster", line.target.cluster.name, "--ledger", str(tmp_path / "ledger.ndjson"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "lost 0, doubled 0, out of order 0" in done.stdout
+    entries = [json.loads(text) for text in (tmp_path / "ledger.ndjson").read_text().splitlines()]
+    assert sum(entry["lines"] for entry in entries) == 4000
