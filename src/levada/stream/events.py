@@ -202,11 +202,14 @@ class Decoder:
             good &= _all_true(pc.or_(pc.is_null(columns[name]), pc.is_in(columns[name], value_set=allowed)))
         for rule in self._rules:
             good &= _all_true(vector.passes(rule, columns, count))
-        headers = [dict(given) if (given := message.headers()) else {} for message in messages]
-        ids = [
-            given if (given := own.get("event-id")) is not None else self._place(message).encode()
-            for own, message in zip(headers, messages, strict=True)
-        ]
+        headers = [dict(message.headers() or ()) for message in messages]
+        given = [own.get("event-id") for own in headers]
+        ids = [own for own in given if own is not None]
+        if len(ids) < count:
+            ids = [
+                self._place(message).encode() if own is None else own
+                for own, message in zip(given, messages, strict=True)
+            ]
         texts = _texts(ids)
         length = pc.utf8_length(texts)
         good &= _all_true(pc.fill_null(pc.and_(pc.greater(length, 0), pc.less_equal(length, MAX_EVENT_ID)), False))
@@ -236,10 +239,10 @@ class Decoder:
         if self._pipeline.event_time is not None:
             times = columns[self._pipeline.event_time]
         else:
-            given = [own.get("event-time") for own in headers]
-            times = _timestamps(_texts(given))
-            if None in given:
-                missing = pa.array([own is None for own in given])
+            stated = [own.get("event-time") for own in headers]
+            times = _timestamps(_texts(stated))
+            if None in stated:
+                missing = pa.array([own is None for own in stated])
                 known = pa.array(kinds != TIMESTAMP_NOT_AVAILABLE)
                 times = pc.if_else(missing, pc.if_else(known, created, pa.scalar(now, _UTC)), times)
         numbers = pc.fill_null(times.cast(pa.int64()), -_FAR_MS * 1000).to_numpy(zero_copy_only=False)

@@ -66,7 +66,6 @@ class Source:
                 "queued.min.messages": 50_000,
                 "queued.max.messages.kbytes": 32_768,
                 "fetch.max.bytes": 8 * 1024 * 1024,
-                "check.crcs": True,
                 "reconnect.backoff.ms": 500,
                 "reconnect.backoff.max.ms": 2_000,
             }
