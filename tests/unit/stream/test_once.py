@@ -77,6 +77,7 @@ STEPS = [
     (Session, "_committed", 1),
     (Source, "show_progress", 1),
     (OwnedTable, "expire", 1),
+    (OwnedTable, "expire", 2),
 ]
 
 
@@ -169,6 +170,17 @@ def test_old_snapshots_are_expired_and_tags_stay(rig: Rig, monkeypatch: pytest.M
     assert 4 <= len(table.metadata.snapshots) <= 8
     assert len(table.scan(snapshot_id=table.refs()["training-1"].snapshot_id).to_arrow()) == 2
     assert rig.ids() == {f"e{number}": 1 for number in range(12)}
+
+
+def test_starts_that_come_to_nothing_leave_no_trail(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start claims the table by a snapshot; a sink in a crash loop must not fill it with them."""
+    monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 2)
+    send(rig)
+    for _ in range(10):
+        run(rig, 0)
+    assert len(table_of(rig).metadata.snapshots) <= 4
+    run(rig, 16)
+    assert rig.ids() == GOOD
 
 
 @pytest.mark.row(20)
