@@ -234,7 +234,7 @@ def _version(predictor: Endpoint) -> str:
 
 
 def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:
-    """Committed offset by partition and rows in the table, as the pipeline's sink tells."""
+    """Committed offset by partition and rows in the table, as the pipeline's sinks tell."""
     pods = target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
     committed: dict[int, int] = {}
     rows = 0
@@ -246,7 +246,7 @@ def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:
                 if sample.name == "levada_sink_committed_offset":
                     committed[int(sample.labels["partition"])] = int(sample.value)
                 elif sample.name == "levada_lake_rows":
-                    rows = int(sample.value)
+                    rows = max(rows, int(sample.value))  # each sink tells of the table at its own last commit
     return committed, rows
 
 
