@@ -239,6 +239,5 @@ def quix(bootstrap: str, topic: str, count: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     way, bootstrap, topic, count, folder = sys.argv[1:]
-    {"floor": floor, "bare": bare, "naive": naive, "levada": levada, "quixstreams": quix}[way](
-        bootstrap, topic, int(count), Path(folder)
-    )
+    ways = {"floor": floor, "bare": bare, "naive": naive, "levada": levada, "quixstreams": quix}
+    ways[way](bootstrap, topic, int(count), Path(folder))
