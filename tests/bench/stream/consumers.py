@@ -223,9 +223,13 @@ def quix(bootstrap: str, topic: str, count: int, folder: Path) -> None:
                 application.stop()
 
     application = Application(
-        broker_address=bootstrap, consumer_group=f"bench-{folder.name}", auto_offset_reset="earliest", commit_every=BATCH,
-        auto_create_topics=False, loglevel="ERROR",
-    )  # fmt: skip
+        broker_address=bootstrap,
+        consumer_group=f"bench-{folder.name}",
+        auto_offset_reset="earliest",
+        commit_every=BATCH,
+        auto_create_topics=False,
+        loglevel="ERROR",
+    )
     frame = application.dataframe(application.topic(topic, value_deserializer="json"))
 
     def fit(event: dict[str, Any]) -> bool:
