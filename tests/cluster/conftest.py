@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Line:
     """The same release with the rights of a cluster admin, for looking only."""
     values: list[Path]
 
-    @property
+    @cached_property
     def api_key(self) -> str:
         """Key that the collector takes."""
         return self.target.secret("api-key", "key")

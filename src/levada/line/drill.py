@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import httpx
 
-from levada.cluster import cgroups
 from levada.line.demo import lake_state
 from levada.line.target import LineError, Target
 from levada.pipeline import Pipeline
@@ -152,6 +151,8 @@ class Drill:
         self._ledger = Ledger(ledger)
         self._key = target.secret("api-key", "key")
         self._stop = threading.Event()
+        self._allowed = 0
+        """Events that may be acknowledged before the next fault is done: faults are to meet a load, not its end."""
         self._errors: list[BaseException] = []
 
     def run(self) -> Result:
@@ -167,10 +168,13 @@ class Drill:
             thread.start()
         try:
             for number, (after, kind, component) in enumerate(plan.schedule(), start=1):
+                pod = self._running(component)
+                self._allowed = after + 2 * plan.connections * plan.lines
                 self._wait(partial(self._reached, after))
-                what = self._break(kind, component)
+                what = self._break(kind, component, pod)
                 done[f"{kind} {component}"] += 1
                 self._say(f"{self._ledger.acknowledged:>9} events, fault {number} of {plan.faults}: {what}")
+            self._allowed = plan.total
             self._wait(lambda: not any(thread.is_alive() for thread in senders))
         finally:
             self._stop.set()
@@ -198,6 +202,8 @@ class Drill:
         try:
             with httpx.Client(timeout=_ATTEMPT_SECONDS) as client:
                 for batch in range(plan.batches):
+                    while self._ledger.acknowledged >= self._allowed and not self._stop.wait(0.02):
+                        pass
                     events = (
                         {"writer": f"{self._prefix}{connection}-{line}", "number": batch, "note": _NOTE}
                         for line in range(plan.lines)
@@ -236,21 +242,22 @@ class Drill:
                 pause = min(float(answer.headers.get("Retry-After", pause)), 2.0)
             self._stop.wait(pause)
 
-    def _break(self, kind: str, component: str) -> str:
-        """Do one fault to a random running pod of the component; what was done, for a person."""
-        pod = self._running(component)
+    def _break(self, kind: str, component: str, pod: dict[str, Any]) -> str:
+        """Do one fault to a pod, or to what has taken its place; what was done, for a person."""
         name = pod["metadata"]["name"]
-        if kind == "pause":
-            seconds = self._chance.uniform(*_PAUSE_SECONDS)
-            with _signalled(self._pids(pod), signal.SIGSTOP, signal.SIGCONT):
-                time.sleep(seconds)
-            return f"{name} stood still for {seconds:.1f} s"
         if self._target.cluster is None:
+            if kind == "pause":
+                raise LineError("pausing needs this machine's own cluster; with a kube context, use kill")
             self._target.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
             return f"{name} deleted without grace"
-        for pid in self._pids(pod):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        while not (pids := self._pids(pod)):
+            pod = self._running(component)
+        if kind == "pause":
+            seconds = self._chance.uniform(*_PAUSE_SECONDS)
+            with signalled(pids, signal.SIGSTOP, signal.SIGCONT):
+                time.sleep(seconds)
+            return f"{name} stood still for {seconds:.1f} s"
+        signal_all(pids, signal.SIGKILL)
         return f"{name} killed"
 
     def _running(self, component: str) -> dict[str, Any]:
@@ -281,13 +288,10 @@ class Drill:
         return self._chance.choice(found)
 
     def _pids(self, pod: dict[str, Any]) -> list[int]:
-        """Processes, on this machine, of a pod's first container."""
-        if self._target.cluster is None:
-            raise LineError("pausing needs this machine's own cluster; with a kube context, use kill")
-        main = pod["spec"]["containers"][0]["name"]
-        ids = {status["name"]: status["containerID"] for status in pod["status"]["containerStatuses"]}
-        container = ids[main].rpartition("/")[2]
-        return [pid for pid in cgroups.processes(self._target.cluster.plan.cgroup) if container in _group_of(pid)]
+        """Processes, on this machine, of a pod's first container; none while it does not run."""
+        assert self._target.cluster is not None  # noqa: S101
+        running = self._target.cluster.faults.processes(self._target.namespace, pod["metadata"]["name"])
+        return running.get(pod["spec"]["containers"][0]["name"], [])
 
     def _drain(self) -> None:
         """Wait until the sinks have committed everything that was acknowledged."""
@@ -314,21 +318,18 @@ class Drill:
         return found
 
 
-@contextmanager
-def _signalled(pids: Sequence[int], first: signal.Signals, after: signal.Signals) -> Iterator[None]:
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes, some of which may have ended."""
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, first)
+            os.kill(pid, number)
+
+
+@contextmanager
+def signalled(pids: Sequence[int], first: signal.Signals, after: signal.Signals) -> Iterator[None]:
+    """One signal at the beginning and another at the end."""
+    signal_all(pids, first)
     try:
         yield
     finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, after)
-
-
-def _group_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cgroup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+        signal_all(pids, after)

@@ -9,16 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from levada.cluster import cgroups
-from levada.line.drill import Drill, Plan, Result
+from levada.line.drill import Drill, Plan, Result, signalled
 from levada.line.target import ready_pods
 
 from ..conftest import Line, wait_for
@@ -38,31 +37,14 @@ def drill(line: Line, plan: Plan, folder: Path) -> Result:
 def processes(line: Line, component: str) -> list[int]:
     """Processes, on this machine, of every container of a component."""
     assert line.target.cluster is not None
-    ids = [
-        status["containerID"].rpartition("/")[2]
-        for pod in line.target.objects("pods", f"app.kubernetes.io/component={component}")
-        for status in pod["status"]["containerStatuses"]
+    faults = line.target.cluster.faults
+    pods = line.target.objects("pods", f"app.kubernetes.io/component={component}")
+    return [
+        pid
+        for pod in pods
+        for pids in faults.processes(line.target.namespace, pod["metadata"]["name"]).values()
+        for pid in pids
     ]
-    found = []
-    for pid in cgroups.processes(line.target.cluster.plan.cgroup):
-        with suppress(FileNotFoundError):
-            if any(container in Path(f"/proc/{pid}/cgroup").read_text() for container in ids):
-                found.append(pid)
-    return found
-
-
-@contextmanager
-def standing_still(line: Line, component: str) -> Iterator[None]:
-    """Every process of the component is paused: it holds its connections and answers nothing."""
-    pids = processes(line, component)
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def resident(line: Line, component: str) -> int:
@@ -74,8 +56,8 @@ def resident(line: Line, component: str) -> int:
     return max(sizes)
 
 
-def post(line: Line, key: str, timeout: float = 10) -> httpx.Response:
-    return httpx.post(
+def post(line: Line, key: str, client: httpx.Client | None = None, timeout: float = 10) -> httpx.Response:
+    return (client or httpx).post(
         f"{line.collector_url}/v1/drill/events",
         json=EVENT,
         headers={"Authorization": f"Bearer {line.api_key}", "Idempotency-Key": key},
@@ -114,18 +96,19 @@ def test_a_broker_that_lost_its_disk_joins_again(line: Line, tmp_path: Path) -> 
 def test_no_broker_answers(line: Line) -> None:
     assert post(line, "before").status_code == 202
     before = resident(line, "collector")
-    with standing_still(line, "kafka"):
+    with signalled(processes(line, "kafka"), signal.SIGSTOP, signal.SIGCONT):
         stop = time.monotonic() + 20
         slowest = 0.0
 
         def client(number: int) -> None:
             nonlocal slowest
-            while time.monotonic() < stop:
-                started = time.monotonic()
-                answer = post(line, f"away-{number}")
-                assert answer.status_code == 503, answer.text
-                assert int(answer.headers["Retry-After"]) >= 1
-                slowest = max(slowest, time.monotonic() - started)
+            with httpx.Client() as connection:
+                while time.monotonic() < stop:
+                    started = time.monotonic()
+                    answer = post(line, f"away-{number}", connection)
+                    slowest = max(slowest, time.monotonic() - started)
+                    assert answer.status_code == 503, answer.text
+                    assert int(answer.headers["Retry-After"]) >= 1
 
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(client, range(16)))
@@ -139,9 +122,19 @@ def test_no_broker_answers(line: Line) -> None:
     assert back <= 5
 
 
+def settled(line: Line) -> int:
+    """Rows in the lake once none has come for longer than the two seconds between commits."""
+    rows, since = line.rows("drill"), time.monotonic()
+    while time.monotonic() - since < 6:
+        time.sleep(0.5)
+        if (found := line.rows("drill")) != rows:
+            rows, since = found, time.monotonic()
+    return rows
+
+
 @pytest.mark.row(5)
 def test_one_event_posted_fifty_times_is_one_row(line: Line) -> None:
-    rows = line.rows("drill")
+    rows, key = settled(line), f"fifty-{uuid.uuid4()}"
     stop = threading.Event()
 
     def kill() -> None:
@@ -152,7 +145,7 @@ def test_one_event_posted_fifty_times_is_one_row(line: Line) -> None:
     def client(_: int) -> int:
         for _ in range(120):
             with suppress(httpx.TransportError):
-                if post(line, "fifty", timeout=5).status_code == 202:
+                if post(line, key, timeout=5).status_code == 202:
                     return 1
             time.sleep(0.5)
         return 0
@@ -166,8 +159,7 @@ def test_one_event_posted_fifty_times_is_one_row(line: Line) -> None:
         stop.set()
         killer.join()
     assert accepted == 50
-    time.sleep(5)  # more than the two seconds between commits: what is to come has come
-    assert line.rows("drill") == rows + 1
+    assert settled(line) == rows + 1
 
 
 def test_the_command_of_operators(line: Line, tmp_path: Path) -> None:
