@@ -30,8 +30,9 @@ from levada.line.target import Target, find, ready_pods
 
 NAME = "levada-test"
 KEEP = os.environ.get("KEEP") == "1"
-ORDER = ("cluster/", "drills/", "test_install", "test_demo", "ingest", "stream", "batch", "registry", "serving",
-         "test_pipelines", "test_docs", "test_faults", "test_uninstall")  # fmt: skip
+ORDER = ("cluster/", "ingest/test_broker", "ingest/test_controllers", "drills/", "test_install", "test_demo", "ingest",
+         "stream", "batch", "registry", "serving", "test_pipelines", "test_docs", "test_faults",
+         "test_uninstall")  # fmt: skip
 """What later tests build on comes first; what takes the line apart comes last."""
 _INSTALLER = """
 apiVersion: v1

@@ -71,7 +71,8 @@ def test_schemathesis_finds_nothing(tmp_path: Path, kafka: MockKafka) -> None:
     document = tmp_path / "openapi.json"
     document.write_text(json.dumps(httpx.get(f"{collecting.url}/openapi.json", headers=headers).json()))
     settings = tmp_path / "schemathesis.toml"
-    # An array in which one event is bad is a 207, and so are bad lines. JSON Schema takes 1.0 for an integer; we do not.
+    # An array in which one event is bad is a 207, and so are bad lines. JSON Schema takes 1.0 for an integer, we do
+    # not.
     settings.write_text(
         '[checks]\nnegative_data_rejection.expected-statuses = ["207", "4xx"]\n'
         'positive_data_acceptance.expected-statuses = ["2xx", "422"]\n'

@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from tests.chart.render import render
 
+from levada.cluster import Console, images, packages
 from levada.cluster.cache import cache
 from levada.cluster.images import Store
 from levada.config import KafkaSettings
 from levada.ingest import broker
 from levada.ingest.broker import InSync, Node
 from levada.ingest.topics import User
+from tests.chart.render import render
 
 CLIENTS = ("collector", "sink", "loader", "metrics")
 _CLUSTER_ID = "threebrokersonloopba" + "AA"
@@ -44,9 +44,11 @@ _FASTER = {"log.retention.check.interval.ms": "1000", "log.initial.task.delay.ms
 
 def jars() -> Path:
     """Kafka's programs and jars out of the image that the chart runs, unpacked once."""
+    if shutil.which("java") is None:
+        packages.ensure(["default-jre-headless"], Console())
+    images.build(["kafka"], Console())
     built = Store(cache() / "images").last("kafka")
-    if built is None or shutil.which("java") is None:
-        pytest.skip("needs java and the image: levada images build kafka")
+    assert built is not None
     folder = cache() / "unpacked" / f"kafka-{built.tag}"
     if not folder.exists():
         fresh = folder.with_name(f"{folder.name}.new")
