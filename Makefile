@@ -15,8 +15,8 @@ down: .venv ## Stop the cluster and remove all of it but the cache (with CONTEXT
 test: lint unit chart cluster ## All layers, in the order of their speed; stops at the first red one
 lint: .venv ## Style, types, shell, YAML, imports between rooms
 	@ci/lint
-unit: .venv ## No network, seconds
-	$(PYTEST) tests/unit
+unit: .venv ## No network, minutes
+	$(PYTEST) --timeout 120 tests/unit
 chart: .venv ## Every values combination rendered and checked
 	$(PYTEST) tests/chart
 cluster: .venv ## The line on a real cluster of its own name, driven from outside (KEEP=1 keeps it)

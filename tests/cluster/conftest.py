@@ -54,7 +54,7 @@ subjects: [{kind: ServiceAccount, name: installer, namespace: levada}]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         path = item.nodeid.removeprefix("tests/cluster/")
-        return next(n for n, part in enumerate(ORDER) if path.startswith(part))
+        return next((n for n, part in enumerate(ORDER) if path.startswith(part)), -1)
 
     items.sort(key=place)
 

@@ -72,7 +72,7 @@ class AckProducer:
         self._timeout = collector.delivery_timeout
         self._reports: list[tuple[asyncio.Future[Outcome], Outcome]] = []
         self._waiting: dict[asyncio.Future[Outcome], float] = {}  # in the order they were sent, with the time
-        self._acknowledged = 0.0
+        self._acknowledged = self._connected = 0.0
         self._closing = threading.Event()
         self._suspect = asyncio.Event()
         self.topics: frozenset[str] = frozenset()
@@ -89,6 +89,7 @@ class AckProducer:
         self._tasks = [loop.create_task(self._keep_looking()), loop.create_task(self._guard())]
 
     def _connect(self) -> Producer:
+        self._connected = time.monotonic()
         return Producer(
             {
                 **self._kafka.client(),
@@ -182,9 +183,12 @@ class AckProducer:
             now = time.monotonic()
             oldest = next(iter(self._waiting.values()), math.inf)
             # Twice in a row, because after a pause of this process reports may be right behind this look.
-            stalled = stalled + 1 if now - max(oldest, self._acknowledged) > _STALL_SECONDS else 0
+            # The first one of a new client also waits for the client's producer id.
+            patience = _STALL_SECONDS if self._acknowledged > self._connected else self._timeout
+            stalled = stalled + 1 if now - max(oldest, self._acknowledged) > patience else 0
             if stalled > 1:
                 self._lost("nothing is acknowledged")
+                self._suspect.set()
             late = now - self._timeout - _STALL_SECONDS
             overdue = [future for future, sent in self._waiting.items() if sent < late] if oldest < late else []
             self._settle([(future, NotAcknowledged("failed", "no report in time")) for future in overdue])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import httpx
+
 from tests.cluster.conftest import wait_for
 
 if TYPE_CHECKING:

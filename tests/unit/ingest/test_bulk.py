@@ -43,7 +43,7 @@ def post(client: httpx.Client, body: bytes, pipeline: str = "plain", **headers: 
 def test_every_line_has_its_receipt(client: httpx.Client, kafka: MockKafka) -> None:
     body = b"\n".join((line(1), b"", b'{"n": 1', b"  " + line(2) + b"\r", line(101), b"[]", line(3, "x" * 10_000)))
     answer = post(client, body, **{"Idempotency-Key": "batch-1"})
-    assert answer.status_code == 207
+    assert answer.status_code == 207, answer.text
     assert "retry-after" not in answer.headers
     found = answer.json()
     assert (found["batch"], found["acknowledged"]) == ("batch-1", 2)

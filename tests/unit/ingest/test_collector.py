@@ -103,6 +103,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.row(2, part="every reason, by field and rule")
 @pytest.mark.parametrize(("status", "pipeline", "request_", "fields"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused_with_the_field_and_nothing_produced(
     client: httpx.Client, kafka: MockKafka, status: int, pipeline: str, request_: dict[str, object], fields: list[str]

@@ -87,6 +87,7 @@ def refused_within_a_second(answer: httpx.Response) -> None:
     assert answer.json()["event_id"]
 
 
+@pytest.mark.row(1, process=True, part="no success before Kafka has it")
 @pytest.mark.row(7, process=True, part="the error that may be retried")
 def test_kafka_hangs_comes_back_and_dies(start: object, kafka: MockKafka) -> None:
     collector: Process = start(kafka.bootstrap)  # type: ignore[operator]

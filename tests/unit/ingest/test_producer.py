@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -53,3 +54,29 @@ def test_a_client_that_ended_is_replaced(kafka: MockKafka, settings: Settings, m
             await producer.close()
 
     assert asyncio.run(asyncio.wait_for(send(), 20)) >= 0
+
+
+def test_a_stall_is_over_as_soon_as_kafka_answers(kafka: MockKafka, settings: Settings) -> None:
+    async def send() -> tuple[object, float]:
+        producer = AckProducer(required(settings.kafka, "kafka"), settings.collector, asyncio.get_running_loop())
+        try:
+            while not producer.reachable:
+                await asyncio.sleep(0.05)
+            assert isinstance(await producer.send("plain", b"{}", "k", []), Receipt)
+            kafka.hold()
+            begin = time.monotonic()
+            outcome = await producer.send("plain", b"{}", "k", [])
+            assert time.monotonic() - begin < 1
+            assert not producer.reachable
+            kafka.go_on()
+            begin = time.monotonic()
+            while not producer.reachable:
+                await asyncio.sleep(0.01)
+            return outcome, time.monotonic() - begin
+        finally:
+            await producer.close()
+
+    outcome, seconds = asyncio.run(asyncio.wait_for(send(), 20))
+    assert isinstance(outcome, NotAcknowledged)
+    assert outcome.kind == "failed"  # it may be written: by now it is
+    assert seconds < 1.5

@@ -86,15 +86,14 @@ def test_killed_at_random_moments(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     labels = [{"pipeline": rig.pipeline.name, "partition": str(partition)} for partition in ends]
     deadline = time.monotonic() + 60
     try:
-        while time.monotonic() < deadline:
-            reached = [REGISTRY.get_sample_value("levada_sink_committed_offset", label) for label in labels]
-            if reached == [float(end) for end in ends.values()]:
-                break
+        while [REGISTRY.get_sample_value("levada_sink_committed_offset", label) for label in labels] != [
+            *ends.values()
+        ]:
+            assert time.monotonic() < deadline
             time.sleep(0.1)
-        while any(REGISTRY.get_sample_value("levada_sink_lag", label) for label in labels):
+        while [REGISTRY.get_sample_value("levada_sink_lag", label) for label in labels] != [0] * len(labels):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert [REGISTRY.get_sample_value("levada_sink_lag", label) for label in labels] == [0.0] * len(labels)
     finally:
         stop.set()
         last.join(30)

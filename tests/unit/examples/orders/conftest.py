@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+
 from tests.unit.ingest.collecting import Collecting, free_port
 from tests.unit.ingest.kafka import MockKafka
 

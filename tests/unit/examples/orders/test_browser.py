@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-from tests.unit.ingest.kafka import MockKafka
 
 from levada.cluster import packages
 from levada.cluster.errors import ClusterError
 from levada.cluster.progress import Console
+from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import Page
 from .test_page import events
@@ -173,7 +174,10 @@ def test_a_double_click_is_one_order(seen: Seen, chromium: Chrome, kafka: MockKa
     chromium.execute_script(  # type: ignore[no-untyped-call]
         "const button = document.querySelector('button'); button.click(); button.click()"
     )
-    WebDriverWait(chromium, 20).until(lambda _: seen.heading == "Your order is placed")
+    # The page may go between being found and being read.
+    WebDriverWait(chromium, 20, ignored_exceptions=[StaleElementReferenceException]).until(
+        lambda _: seen.heading == "Your order is placed"
+    )
     time.sleep(1)  # the first click's request goes on without its page
     assert events(kafka).keys() - before.keys() == {seen.number}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.unit.ingest.collecting import Collecting
 from tests.unit.ingest.kafka import MockKafka
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.ingest.collecting import API_KEY, Collecting
-from tests.unit.ingest.kafka import MockKafka
 
 from levada.ingest.send import Options, Progress, Summary, send
 from levada.pipeline import parse_pipeline
+from tests.unit.ingest.collecting import API_KEY, Collecting
+from tests.unit.ingest.kafka import MockKafka
 
 FIELDS = {
     "n": {"type": "long", "rule": "n >= 0"},

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.unit.ingest.collecting import Collecting
 from tests.unit.ingest.kafka import PARTITIONS, MockKafka
 

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.ingest.collecting import Collecting
-from tests.unit.ingest.kafka import MockKafka
 
 from levada.ingest.send import Progress, SendError
 from levada.ingest.send.rows import FileError
 from levada.ingest.send.state import StateError
+from tests.unit.ingest.collecting import Collecting
+from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import Held, Send, write_csv
 

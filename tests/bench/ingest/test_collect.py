@@ -1,0 +1,176 @@
+"""What durability costs: the collector beside the same stack that forgets, and beside what one would write first.
+
+Method: one server process at a time on core 0; wrk, and the broker, on core 1; one JSON event of 150 bytes a request,
+keep-alive, API key and metrics on; rounds of all servers in turn after a warm-up. The broker is librdkafka's mock
+cluster in a process of its own, or the Kafka at BENCH_KAFKA (host:port, without log-in; topic bench). CPU time is user
+plus system of the server process from /proc. The tail is measured at half of the best rate by a client that keeps its
+own time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.unit.ingest.collecting import API_KEY, free_port
+from tests.unit.ingest.kafka import MockKafka
+
+ROUNDS, SECONDS, CONNECTIONS = 3, 3, (64, 256)
+SERVER_CORE, CLIENT_CORE = 0, 1
+SERVERS = ("durable", "forgetful", "naive")
+EVENT = {"n": 7, "user": "user-000123", "a": 1.25, "b": 3500.0, "c": "x" * 60, "d": True}
+FIELDS = {
+    "n": {"type": "long", "rule": "n BETWEEN 0 AND 100"},
+    "user": {"type": "string"},
+    "a": {"type": "double"},
+    "b": {"type": "double"},
+    "c": {"type": "string"},
+    "d": {"type": "boolean"},
+}
+APPS = Path(__file__).with_name("apps.py")
+OPEN_LOOP = Path(__file__).with_name("openloop.py")
+
+
+def pin(pid: int, core: int) -> None:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def bootstrap() -> Iterator[str]:
+    given = os.environ.get("BENCH_KAFKA")
+    if given:
+        yield given
+        return
+    kafka = MockKafka()
+    kafka.make_topic("bench")
+    pin(kafka._process.pid, CLIENT_CORE)
+    yield kafka.bootstrap
+    kafka.kill()
+
+
+@contextmanager
+def serving(name: str, folder: Path, bootstrap: str) -> Iterator[tuple[int, int]]:
+    """Pid and port of one of the servers."""
+    port, health = free_port(), free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "LEVADA_PIPELINES": str(folder),
+        "LEVADA_KAFKA__BOOTSTRAP": bootstrap,
+        "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT",
+        "LEVADA_COLLECTOR__PORT": str(port),
+        "LEVADA_COLLECTOR__API_KEYS_FILE": str(folder / "keys"),
+        "LEVADA_HEALTH_PORT": str(health),
+    }
+    command = ["taskset", "-c", str(SERVER_CORE), sys.executable, str(APPS), name]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if httpx.post(f"http://127.0.0.1:{port}/v1/bench/events", json=EVENT, headers=KEY).status_code == 202:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield process.pid, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+KEY = {"Authorization": f"Bearer {API_KEY}"}
+
+
+def wrk(port: int, connections: int, seconds: float, folder: Path) -> tuple[float, int]:
+    """Requests a second, and how many there were."""
+    script = folder / "post.lua"
+    script.write_text(
+        f'wrk.method = "POST"\nwrk.body = [[{json.dumps(EVENT)}]]\n'
+        f'wrk.headers["Content-Type"] = "application/json"\nwrk.headers["Authorization"] = "Bearer {API_KEY}"\n'
+    )
+    done = subprocess.run(
+        ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script),
+         f"http://127.0.0.1:{port}/v1/bench/events"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "Non-2xx" not in done, done
+    return float(re.search(r"Requests/sec: +(\S+)", done)[1]), int(re.search(r"(\d+) requests in", done)[1])  # type: ignore[index]
+
+
+def tail(port: int, rate: float) -> tuple[float, float]:
+    """p50 and p99 in milliseconds at a fixed rate."""
+    body = json.dumps(EVENT).encode()
+    head = (
+        f"POST /v1/bench/events HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    done = subprocess.run(
+        ["taskset", "-c", str(CLIENT_CORE), sys.executable, str(OPEN_LOOP), str(port), str(rate), "5"],
+        input=head.encode() + body, capture_output=True, check=True,
+    )  # fmt: skip
+    p50, p99 = (float(text) * 1000 for text in done.stdout.split())
+    return p50, p99
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing: apt-get install wrk")
+def test_what_durability_costs(bootstrap: str, tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps({"fields": FIELDS}))
+    sha256 = hashlib.sha256(API_KEY.encode()).hexdigest()
+    (tmp_path / "keys").write_text(json.dumps({"bench": {"sha256": sha256, "pipelines": ["*"]}}))
+    rates: dict[tuple[str, int], list[float]] = {}
+    costs: dict[tuple[str, int], list[float]] = {}
+    for _ in range(ROUNDS):
+        for name in SERVERS:
+            with serving(name, tmp_path, bootstrap) as (pid, port):
+                wrk(port, CONNECTIONS[0], 1, tmp_path)
+                for connections in CONNECTIONS:
+                    begin = cpu_seconds(pid)
+                    rate, count = wrk(port, connections, SECONDS, tmp_path)
+                    rates.setdefault((name, connections), []).append(rate)
+                    costs.setdefault((name, connections), []).append((cpu_seconds(pid) - begin) / count * 1e6)
+    print(f"\n{'':<12}{'connections':>12}{'events/s':>12}{'CPU µs/event':>14}   median of {ROUNDS} rounds (min to max)")
+    for (name, connections), found in rates.items():
+        cost = costs[name, connections]
+        print(
+            f"{name:<12}{connections:>12}{statistics.median(found):>12.0f}{statistics.median(cost):>14.1f}"
+            f"   ({min(found):.0f} to {max(found):.0f}; {min(cost):.1f} to {max(cost):.1f})"
+        )
+    for connections in CONNECTIONS:
+        durable, forgetful, naive = (statistics.median(rates[name, connections]) for name in SERVERS)
+        spent, spared, wasted = (statistics.median(costs[name, connections]) for name in SERVERS)
+        print(
+            f"{connections} connections: durable / forgetful {durable / forgetful:.2f} by rate, {spared / spent:.2f} "
+            f"by CPU (goal 0.9); durable / naive {durable / naive:.1f} by rate, {wasted / spent:.1f} by CPU (goal 12)"
+        )
+    best = max(statistics.median(rates["durable", connections]) for connections in CONNECTIONS)
+    tails = []
+    with serving("durable", tmp_path, bootstrap) as (_, port):
+        wrk(port, CONNECTIONS[0], 1, tmp_path)
+        for _ in range(ROUNDS):
+            tails.append(tail(port, best / 2))
+    p50, p99 = (statistics.median(column) for column in zip(*tails, strict=True))
+    print(
+        f"durable at {best / 2:.0f} events/s, half of its best: p50 {p50:.1f} ms, p99 {p99:.1f} ms (goal 25), "
+        f"rounds {min(each for _, each in tails):.1f} to {max(each for _, each in tails):.1f}"
+    )
