@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -17,31 +15,24 @@ from pathlib import Path
 import httpx
 import pytest
 
-from levada.line.drill import Drill, Plan, Result, signalled
+from levada.line.drill import Plan, signalled
 from levada.line.target import ready_pods
+from tests.unit.examples.orders.visitor import Visitor
 
 from ..conftest import Line, wait_for
+from .conftest import drill, levada, settled
 
 EVENT = {"writer": "w", "number": 1, "note": "by hand"}
 
 
-def drill(line: Line, plan: Plan, folder: Path) -> Result:
-    """One drill, its ledger printed."""
-    result = Drill(
-        line.target, line.target.pipeline("drill"), plan, folder / "ledger.ndjson", lambda text: print(text, flush=True)
-    ).run()
-    print(result.render(), flush=True)
-    return result
-
-
-def processes(line: Line, component: str) -> list[int]:
-    """Processes, on this machine, of every container of a component."""
+def processes(line: Line, component: str, but_one: bool = False) -> list[int]:
+    """Processes, on this machine, of every container of a component's pods, or of all its pods but one."""
     assert line.target.cluster is not None
     faults = line.target.cluster.faults
     pods = line.target.objects("pods", f"app.kubernetes.io/component={component}")
     return [
         pid
-        for pod in pods
+        for pod in pods[int(but_one) :]
         for pids in faults.processes(line.target.namespace, pod["metadata"]["name"]).values()
         for pid in pids
     ]
@@ -122,14 +113,21 @@ def test_no_broker_answers(line: Line) -> None:
     assert back <= 5
 
 
-def settled(line: Line) -> int:
-    """Rows in the lake once none has come for longer than the two seconds between commits."""
-    rows, since = line.rows("drill"), time.monotonic()
-    while time.monotonic() - since < 6:
-        time.sleep(0.5)
-        if (found := line.rows("drill")) != rows:
-            rows, since = found, time.monotonic()
-    return rows
+@pytest.mark.row(1, part="the order page on three brokers")
+@pytest.mark.row(7)
+def test_an_order_that_one_of_three_brokers_has_is_not_placed(line: Line) -> None:
+    rows = settled(line, "orders")
+    visitor = Visitor(line.target.url(line.target.name("orders"), 8080))
+    visitor.get()
+    order = {"name": "Grace Hopper", "user_id": f"g{uuid.uuid4()}", "password": "1906", "product": "iu_ticket"}
+    with signalled(processes(line, "kafka", but_one=True), signal.SIGSTOP, signal.SIGCONT):
+        answer = visitor.post(order)
+        assert answer.status_code == 503
+        assert "not confirmed" in answer.text
+    wait_for(lambda: visitor.post(order).status_code == 303, 60)
+    visitor.close()
+    wait_for(lambda: line.rows("orders") == rows + 1, 60)
+    assert settled(line, "orders") == rows + 1
 
 
 @pytest.mark.row(5)
@@ -163,14 +161,10 @@ def test_one_event_posted_fifty_times_is_one_row(line: Line) -> None:
 
 
 def test_the_command_of_operators(line: Line, tmp_path: Path) -> None:
-    assert line.target.cluster is not None
-    command = [
-        str(Path(sys.executable).with_name("levada")), "drill", "--events", "4000", "--faults", "2", "--on", "sink",
-        "--seed", "7", "--cluster", line.target.cluster.name, "--ledger", str(tmp_path / "ledger.ndjson"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr
-    assert "lost 0, doubled 0, out of order 0" in done.stdout
-    entries = [json.loads(text) for text in (tmp_path / "ledger.ndjson").read_text().splitlines()]
+    ledger = tmp_path / "ledger.ndjson"
+    told = levada(
+        line, "drill", "--events", "4000", "--faults", "2", "--on", "sink", "--seed", "7", "--ledger", str(ledger)
+    )
+    assert "lost 0, doubled 0, out of order 0" in told
+    entries = [json.loads(text) for text in ledger.read_text().splitlines()]
     assert sum(entry["lines"] for entry in entries) == 4000

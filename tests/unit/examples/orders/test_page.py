@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
-from http.cookies import SimpleCookie
 from pathlib import Path
 
 import httpx
@@ -19,6 +18,7 @@ from tests.unit.ingest.collecting import Collecting
 from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import Page
+from .visitor import Visitor
 
 ORDER = {"name": "Ada Lovelace", "user_id": "ada", "password": "1815", "product": "iu_ticket"}
 
@@ -31,41 +31,6 @@ def someone() -> dict[str, str]:
     return {**ORDER, "user_id": f"ada.{next(_people)}"}
 
 
-class Visitor:
-    """A browser's worth of HTTP: cookies also where they are Secure, and the form's hidden fields."""
-
-    def __init__(self, page: Page) -> None:
-        self._client = httpx.Client(base_url=page.url, timeout=20)
-        self._cookies: dict[str, str] = {}
-        self.hidden: dict[str, str] = {}
-
-    def close(self) -> None:
-        self._client.close()
-
-    def get(self, path: str = "/") -> httpx.Response:
-        return self._seen(self._client.get(path, headers=self._headers()))
-
-    def post(self, order: dict[str, str], **hidden: str) -> httpx.Response:
-        return self._seen(self._client.post("/", data={**self.hidden, **hidden, **order}, headers=self._headers()))
-
-    def _headers(self) -> dict[str, str]:
-        return {"Cookie": "; ".join(f"{name}={value}" for name, value in self._cookies.items())}
-
-    def _seen(self, answer: httpx.Response) -> httpx.Response:
-        for line in answer.headers.get_list("set-cookie"):
-            self._cookies |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
-        inputs = re.findall(r"<input [^>]*type=\"hidden\"[^>]*>", answer.text)
-        if found := {_attribute(tag, "name"): _attribute(tag, "value") for tag in inputs}:
-            self.hidden = found
-        return answer
-
-
-def _attribute(tag: str, name: str) -> str:
-    found = re.search(rf'{name}="([^"]*)"', tag)
-    assert found
-    return unescape(found[1])
-
-
 def reasons(answer: httpx.Response) -> dict[str, str]:
     """Field → what stands beside it."""
     found = re.findall(r'<p class="error" id="(\w+)-error">(.*?)</p>', answer.text)
@@ -74,7 +39,7 @@ def reasons(answer: httpx.Response) -> dict[str, str]:
 
 @pytest.fixture
 def visitor(page: Page) -> Iterator[Visitor]:
-    visitor = Visitor(page)
+    visitor = Visitor(page.url)
     assert visitor.get().status_code == 200
     yield visitor
     visitor.close()

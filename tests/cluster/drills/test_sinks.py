@@ -1,0 +1,82 @@
+"""Several sinks on one topic and its one table: beside one another, and against one another."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from levada.line.drill import Plan
+from levada.line.target import LineError
+
+from ..conftest import Line, wait_for
+from .conftest import drill
+
+EVENTS = int(os.environ.get("LEVADA_WIDE_EVENTS", "40000"))
+
+
+def told(line: Line, pipeline: str) -> dict[str, Counter[str]]:
+    """Pod → sum of each metric of its sink."""
+    pods = line.target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
+    found: dict[str, Counter[str]] = {}
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        sums = found[name] = Counter()
+        for family in text_string_to_metric_families(line.target.pod_metrics(name)):
+            for sample in family.samples:
+                sums[sample.name] += sample.value  # type: ignore[assignment]
+    return found
+
+
+@pytest.mark.row(12)
+def test_three_sinks_share_a_table(line: Line, tmp_path: Path) -> None:
+    before = told(line, "wide")
+    result = drill(line, Plan(events=EVENTS, faults=0, seed=3), tmp_path, "wide")
+    assert result.good
+    after = told(line, "wide")
+    assert len(after) == 3
+    rows = {pod: sums["levada_sink_rows_total"] - before[pod]["levada_sink_rows_total"] for pod, sums in after.items()}
+    conflicts = sum(sums["levada_sink_commit_conflicts_total"] for sums in after.values())
+    commits = sum(sums["levada_sink_commits_total"] for sums in after.values())
+    print(f"rows {sorted(rows.values())}, {commits} commits, {conflicts} of them repeated on top of another sink's")
+    assert all(rows.values())
+    assert sum(rows.values()) == result.plan.total
+    assert sum(sums["levada_sink_fenced_total"] + sums["levada_sink_failures_total"] for sums in after.values()) == 0
+
+
+@pytest.mark.row(22)
+def test_two_sinks_on_one_partition(line: Line, tmp_path: Path) -> None:
+    workload = "deployment/" + line.target.name("sink-drill")
+    fenced: list[str] = []
+
+    def lost() -> bool:
+        pods = line.target.objects("pods", "app.kubernetes.io/component=sink,levada.io/pipeline=drill")
+        for pod in pods:
+            for which in ([], ["--previous"]):
+                try:
+                    log = line.kubectl("logs", pod["metadata"]["name"], "--container=sink", *which)
+                except LineError:  # a container that has not started, or has no predecessor
+                    continue
+                fenced.extend(row for row in log.splitlines() if "another sink has claimed partition" in row)
+        return bool(fenced)
+
+    def second() -> None:
+        line.kubectl("scale", workload, "--replicas=2")
+        try:
+            wait_for(lost, 60)
+        finally:
+            line.kubectl("scale", workload, "--replicas=1")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    try:
+        result = drill(line, Plan(events=EVENTS, faults=0, seed=4), tmp_path)
+    finally:
+        thread.join()
+    assert result.good
+    print(fenced[0])
+    assert "events.drill" in fenced[0]

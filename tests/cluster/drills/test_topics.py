@@ -1,0 +1,67 @@
+"""A topic that is deleted and made again under a line that has read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from levada.line.drill import Plan
+
+from ..conftest import Line, wait_for
+from .conftest import as_admin, drill, levada, settled
+
+DELETE = """
+import json, sys
+from confluent_kafka.admin import AdminClient
+from levada.config import settings
+AdminClient(settings().kafka.client()).delete_topics(sys.argv[1:])[sys.argv[1]].result(30)
+print(json.dumps(sys.argv[1:]))
+"""
+
+
+def renew(line: Line, topic: str) -> None:
+    """Delete a topic as its administrator, and have the release make it again."""
+    as_admin(line, DELETE, topic)
+    assert f"topic {topic}" in levada(line, "topics", "apply")
+
+
+def sample(line: Line, pipeline: str, name: str) -> float:
+    """Sum of a metric over its labels, as the pipeline's sink tells."""
+    pods = line.target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
+    text = "".join(line.target.pod_metrics(pod["metadata"]["name"]) for pod in pods)
+    families = text_string_to_metric_families(text)
+    return sum(each.value for family in families for each in family.samples if each.name == name)
+
+
+@pytest.mark.row(20)
+def test_the_sink_stops_until_the_new_topic_is_accepted(line: Line, tmp_path: Path) -> None:
+    before = settled(line)
+    renew(line, "drill")
+    wait_for(lambda: sample(line, "drill", "levada_sink_needs_operator") == 1, 60)
+    event = {"writer": "w", "number": 1, "note": "of the new topic"}
+    answers = [
+        line.post("drill", json=event, headers={"Authorization": f"Bearer {line.api_key}"}).status_code for _ in "abc"
+    ]
+    assert answers == [202] * 3
+    log = line.kubectl("logs", "deployment/" + line.target.name("sink-drill"), "--container=sink", "--tail=20")
+    assert "topic-replaced" in log
+    assert "levada sink --accept" in log
+    assert line.rows("drill") == before  # nothing is read before somebody has decided
+    line.exec("deployment/" + line.target.name("sink-drill"), "levada", "sink", "--accept", container="sink")
+    wait_for(lambda: line.rows("drill") == before + 3, 60)
+    assert sample(line, "drill", "levada_sink_needs_operator") == 0
+
+
+@pytest.mark.row(20)
+def test_the_sink_goes_on_with_the_new_topic(line: Line, tmp_path: Path) -> None:
+    assert drill(line, Plan(events=2000, faults=0, seed=5), tmp_path, "renewed").good
+    before = settled(line, "renewed")
+    renew(line, "renewed")
+    assert drill(line, Plan(events=2000, faults=0, seed=6), tmp_path, "renewed").good
+    assert settled(line, "renewed") == before + 2000
+    assert sample(line, "renewed", "levada_sink_topic_replaced_total") == 1
+    log = line.kubectl("logs", "deployment/" + line.target.name("sink-renewed"), "--container=sink")
+    assert "topic" in log
+    assert "continue" in log
