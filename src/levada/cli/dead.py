@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from levada.cli.line import Cluster, Context, Namespace
+from levada.cli.line import Cluster, Context, Namespace, in_cluster
 from levada.config import settings
 from levada.pipeline import load_pipeline
 
@@ -29,9 +29,8 @@ def list_(
     """Show the newest dead letters, each event once. Their values are not shown."""
     config = settings()
     if config.kafka is None:
-        arguments = ["list", f"--limit={limit}", *([] if rule is None else [f"--rule={rule}"]), "--", pipeline]
-        _in_cluster(arguments, cluster, context, namespace)
-        return
+        arguments = ["dead", "list", f"--limit={limit}", *([] if rule is None else [f"--rule={rule}"]), "--", pipeline]
+        in_cluster(arguments, cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters, printable
 
     found, more = Letters(config.kafka, load_pipeline(config.pipelines, pipeline)).newest(limit, rule)
@@ -55,8 +54,7 @@ def show(
     """Show one letter with its raw bytes, which hold whatever the event held: mind where they end up."""
     config = settings()
     if config.kafka is None:
-        _in_cluster(["show", "--", pipeline, place], cluster, context, namespace)
-        return
+        in_cluster(["dead", "show", "--", pipeline, place], cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters, printable
 
     letter = Letters(config.kafka, load_pipeline(config.pipelines, pipeline)).at(place)
@@ -82,19 +80,9 @@ def replay(
     config = settings()
     if config.kafka is None:
         what = [f"--rule={rule}", "--", pipeline] if rule else ["--all", "--", pipeline] if all_ else []
-        _in_cluster(["replay", *(what or ["--", pipeline, str(place)])], cluster, context, namespace)
-        return
+        command = ["dead", "replay", *(what or ["--", pipeline, str(place)])]
+        in_cluster(command, cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters
 
     count = Letters(config.kafka, load_pipeline(config.pipelines, pipeline)).replay(place=place, rule=rule)
     typer.echo(f"{count} sent to topic {pipeline} again")
-
-
-def _in_cluster(arguments: list[str], cluster: str, context: str | None, namespace: str) -> None:
-    from levada.line import topics
-    from levada.line.target import find
-
-    target = find(cluster=cluster, context=context, namespace=namespace)
-    output, code = topics.run(target, arguments, timeout=_SECONDS, group="dead")
-    typer.echo(output, nl=False)
-    raise typer.Exit(code)

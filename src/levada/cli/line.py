@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -26,6 +26,15 @@ def _target(cluster: str, context: str | None, namespace: str) -> Any:
     from levada.line.target import find
 
     return find(cluster=cluster, context=context, namespace=namespace)
+
+
+def in_cluster(command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float) -> NoReturn:
+    """Run a command in a pod of the release, print what it prints and end as it ends."""
+    from levada.line import remote
+
+    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout)
+    typer.echo(output, nl=False)
+    raise typer.Exit(code)
 
 
 def up(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from levada.cli.line import Cluster, Context, Namespace
+from levada.cli.line import Cluster, Context, Namespace, in_cluster
 from levada.config import settings
 from levada.pipeline import load_pipeline
 
@@ -33,11 +33,8 @@ def list_(
     """Show which events were set aside, why, and what became of them. Their values are not shown."""
     config = settings()
     if config.kafka is None:
-        _in_cluster(
-            ["list", pipeline, *(["--all"] if all_ else []), *(["--json"] if as_json else [])],
-            cluster, context, namespace,
-        )  # fmt: skip
-        return
+        arguments = ["review", "list", pipeline, *(["--all"] if all_ else []), *(["--json"] if as_json else [])]
+        in_cluster(arguments, cluster, context, namespace, timeout=_SECONDS)
     from levada.ingest.review import Reviews
 
     held = Reviews(config.kafka, load_pipeline(config.pipelines, pipeline)).held()
@@ -103,21 +100,11 @@ def _decide(
 ) -> None:
     config, by = settings(), by or getpass.getuser()
     if config.kafka is None:
-        _in_cluster([command, f"--by={by}", f"--note={note}", "--", pipeline, *event_ids], cluster, context, namespace)
-        return
+        arguments = ["review", command, f"--by={by}", f"--note={note}", "--", pipeline, *event_ids]
+        in_cluster(arguments, cluster, context, namespace, timeout=_SECONDS)
     from levada.ingest.review import Reviews
 
     for each in Reviews(config.kafka, load_pipeline(config.pipelines, pipeline)).decide(
         event_ids, state, by=by, note=note
     ):
         typer.echo(f"{each.event_id}: {state}")
-
-
-def _in_cluster(arguments: list[str], cluster: str, context: str | None, namespace: str) -> None:
-    from levada.line import topics
-    from levada.line.target import find
-
-    target = find(cluster=cluster, context=context, namespace=namespace)
-    output, code = topics.run(target, arguments, timeout=_SECONDS, group="review")
-    typer.echo(output, nl=False)
-    raise typer.Exit(code)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from levada.cli.line import Cluster, Context, Namespace
+from levada.cli.line import Cluster, Context, Namespace, in_cluster
 from levada.config import Settings, required, settings
 from levada.pipeline import Pipeline, load_pipelines, parse_pipeline
 
@@ -18,6 +18,7 @@ _Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to keep tryi
 _Users = Annotated[Path, typer.Option(help="Folder with a folder a client: username, password.")]
 _USERS = Path("/etc/levada/credentials/kafka-users")
 _CHANGES = 2
+_START_SECONDS = 60
 
 
 @app.command()
@@ -39,7 +40,7 @@ def plan(
     """
     config = settings()
     if config.kafka is None:
-        arguments = ["plan", f"--timeout={timeout:g}"]
+        arguments = ["topics", "plan", f"--timeout={timeout:g}"]
         if values:
             from levada.line.install import check
 
@@ -49,7 +50,7 @@ def plan(
                 for name, one in pipelines.items()
             }
             arguments.append(f"--declared={json.dumps(entries)}")
-        _in_cluster(arguments, timeout, cluster, context, namespace)
+        in_cluster(arguments, cluster, context, namespace, timeout=timeout + _START_SECONDS)
     from levada.ingest import topics
 
     todo = topics.plan(
@@ -83,7 +84,8 @@ def apply(
     """Make users, rights and topics as the release declares them; again, it changes nothing."""
     config = settings()
     if config.kafka is None:
-        _in_cluster(["apply", f"--timeout={timeout:g}"], timeout, cluster, context, namespace)
+        arguments = ["topics", "apply", f"--timeout={timeout:g}"]
+        in_cluster(arguments, cluster, context, namespace, timeout=timeout + _START_SECONDS)
     from levada.ingest import topics
 
     topics.apply(
@@ -99,13 +101,3 @@ def _pipelines(config: Settings, declared: str | None) -> dict[str, Pipeline]:
     if declared is None:
         return load_pipelines(config.pipelines)
     return {name: parse_pipeline(entry, name) for name, entry in json.loads(declared).items()}
-
-
-def _in_cluster(arguments: list[str], timeout: float, cluster: str, context: str | None, namespace: str) -> None:
-    from levada.line import topics
-    from levada.line.target import find
-
-    target = find(cluster=cluster, context=context, namespace=namespace)
-    output, code = topics.run(target, arguments, timeout=timeout + 60)
-    typer.echo(output, nl=False)
-    raise typer.Exit(code)

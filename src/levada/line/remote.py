@@ -1,4 +1,4 @@
-"""`levada topics` from outside: the command runs in the cluster, in a pod like that of the schedule."""
+"""Commands that need Kafka, from outside: they run in the cluster, in a pod like that of the topics' schedule."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from levada.line.target import LineError, Target
 _POLL_SECONDS = 0.5
 
 
-def run(target: Target, arguments: Sequence[str], *, timeout: float, group: str = "topics") -> tuple[str, int]:
-    """Run ``levada <group>`` with these arguments as the release's own Job would; its output and exit code.
+def run(target: Target, command: Sequence[str], *, timeout: float) -> tuple[str, int]:
+    """Run ``levada <command>`` with the rights of the release's administrator of Kafka; its output and exit code.
 
     Raises:
         LineError: the release has no such Job, or its pod did not end within ``timeout`` seconds.
     """
     schedule = json.loads(target.kubectl("get", "cronjob", target.name("topics"), "-o", "json"))
     template = schedule["spec"]["jobTemplate"]["spec"]["template"]
-    name = target.name(f"{group}-{secrets.token_hex(4)}")
+    name = target.name(f"{command[0]}-{secrets.token_hex(4)}")
     spec = template["spec"]
     spec.pop("initContainers", None)
     spec["restartPolicy"] = "Never"
-    spec["containers"][0]["command"] = ["levada", group, *arguments]
+    spec["containers"][0]["command"] = ["levada", *command]
     metadata = {"name": name, "labels": template["metadata"]["labels"]}
     target.kubectl(
         "create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
