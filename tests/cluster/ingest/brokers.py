@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +40,10 @@ _CLUSTER_ID = "threebrokersonloopba" + "AA"
 _STOP_SECONDS = 120
 """What the chart gives a broker to stop in."""
 _FASTER = {"log.retention.check.interval.ms": "1000", "log.initial.task.delay.ms": "500"}
+_QUICK = ("-Xmx224m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Quick to start: a test is over before a better compiler has paid for itself."""
+AS_DEPLOYED = ("-Xms512m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20")
+"""The image's options with the chart's heap, for figures."""
 
 
 def jars() -> Path:
@@ -95,8 +99,8 @@ class Load:
 class Brokers:
     """A cluster of one or three brokers, which are the controllers too or have three beside them, from 100 on."""
 
-    def __init__(self, folder: Path, values: dict[str, Any], count: int = 3) -> None:
-        self.folder, self.count, self.kafka = folder, count, jars()
+    def __init__(self, folder: Path, values: dict[str, Any], count: int = 3, jvm: Sequence[str] = _QUICK) -> None:
+        self.folder, self.count, self.jvm, self.kafka = folder, count, jvm, jars()
         release = render(values=values)
         names = {n: f"levada-kafka-{n}.levada-kafka-brokers.levada.svc" for n in range(count)}
         separate = any(each["metadata"]["name"] == "levada-kafka-controller" for each in release.kind("ConfigMap"))
@@ -148,17 +152,17 @@ class Brokers:
                   str(own / "server.properties"), "--ignore-formatted", (own / "format").read_text())  # fmt: skip
         with (own / "log").open("ab") as log:
             self.processes[node] = subprocess.Popen(
-                self._java("server", "-Xmx224m", "kafka.Kafka", str(own / "server.properties")), stdout=log, stderr=log
-            )
+                self._java("server", *self.jvm, main=("kafka.Kafka", str(own / "server.properties"))),
+                stdout=log, stderr=log,
+            )  # fmt: skip
 
-    def _java(self, log: str, heap: str, *words: str) -> list[str]:
+    def _java(self, log: str, *options: str, main: Sequence[str]) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self.kafka}/config/{log}-log4j2.yaml"
-        # Quick to start: a test is over before a better compiler has paid for itself.
-        quick = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-        return ["java", heap, *quick, logging, "-cp", f"{self.kafka}/libs/*", *words]
+        return ["java", *options, logging, "-cp", f"{self.kafka}/libs/*", *main]
 
     def _run(self, log: str, *words: str) -> None:
-        done = subprocess.run(self._java(log, "-Xmx128m", *words), capture_output=True, text=True, check=False)
+        command = self._java(log, *_QUICK, main=words)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     def kill(self, node: int, *, wipe: bool = False) -> None:
@@ -306,9 +310,9 @@ def _port(hosts: list[str]) -> int:
             return port
 
 
-def running(folder: Path, values: dict[str, Any], count: int = 3) -> Iterator[Brokers]:
+def running(folder: Path, values: dict[str, Any], count: int = 3, jvm: Sequence[str] = _QUICK) -> Iterator[Brokers]:
     """A cluster that has started for the first time."""
-    brokers = Brokers(folder, values, count)
+    brokers = Brokers(folder, values, count, jvm)
     try:
         brokers.start(*brokers.hosts)
         brokers.wait_in_sync(*range(count))
