@@ -11,6 +11,8 @@ from typing import Any
 from confluent_kafka import Producer
 from pydantic import BaseModel
 
+from levada.config import settings
+
 
 class Event(BaseModel):
     """What the naive server takes."""
@@ -25,7 +27,6 @@ class Event(BaseModel):
 
 def durable() -> None:
     """The collector as it is."""
-    from levada.config import settings
     from levada.ingest.collector import run
 
     run(settings())
@@ -53,7 +54,9 @@ def naive() -> None:
     from fastapi import FastAPI
 
     app = FastAPI()
-    producer = Producer({"bootstrap.servers": os.environ["LEVADA_KAFKA__BOOTSTRAP"], "acks": "all"})
+    kafka = settings().kafka
+    assert kafka is not None
+    producer = Producer({**kafka.client(), "acks": "all"})
 
     @app.post("/v1/bench/events", status_code=202)
     def post(event: Event) -> dict[str, Any]:

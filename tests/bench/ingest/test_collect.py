@@ -1,10 +1,11 @@
 """What durability costs: the collector beside the same stack that forgets, and beside what one would write first.
 
-Method: one server process at a time on core 0; wrk, and the broker, on core 1; one JSON event of 150 bytes a request,
-keep-alive, API key and metrics on; rounds of all servers in turn after a warm-up. The broker is librdkafka's mock
-cluster in a process of its own, or the Kafka at BENCH_KAFKA (host:port, without log-in; topic bench). CPU time is user
-plus system of the server process from /proc. The tail is measured at half of the best rate by a client that keeps its
-own time.
+Method: one server process at a time on core 0; wrk, and Kafka, on core 1; one JSON event of 150 bytes a request,
+keep-alive, API key and metrics on; rounds of all servers in turn after a warm-up. Kafka is librdkafka's mock cluster in
+a process of its own, which costs next to nothing, so the servers' own rates show; or three real brokers with the
+chart's settings, which take most of core 1, so rates are what brokers and client leave each other, and only CPU time is
+the server's own. CPU time is user plus system of the server process from /proc. The tail is measured at half of the
+best rate by a client that keeps its own time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from levada.ingest import topics
+from levada.pipeline import parse_pipeline
+from tests.cluster.ingest.brokers import AS_DEPLOYED, running
 from tests.unit.ingest.collecting import API_KEY, free_port
 from tests.unit.ingest.kafka import MockKafka
 
@@ -54,28 +58,36 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.fixture
-def bootstrap() -> Iterator[str]:
-    given = os.environ.get("BENCH_KAFKA")
-    if given:
-        yield given
+@pytest.fixture(params=["mock", "three brokers"])
+def kafka(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """How to reach a Kafka with the topic bench, as a process is told."""
+    if request.param == "mock":
+        mock = MockKafka()
+        mock.make_topic("bench")
+        pin(mock._process.pid, CLIENT_CORE)
+        yield {"LEVADA_KAFKA__BOOTSTRAP": mock.bootstrap, "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT"}
+        mock.kill()
         return
-    kafka = MockKafka()
-    kafka.make_topic("bench")
-    pin(kafka._process.pid, CLIENT_CORE)
-    yield kafka.bootstrap
-    kafka.kill()
+    (tmp_path / "kafka").mkdir()
+    for brokers in running(tmp_path / "kafka", {"ingest": {"kafka": {"replicas": 3}}}, jvm=AS_DEPLOYED):
+        declared = {"bench": parse_pipeline({"fields": FIELDS, "topic": {"partitions": 3}}, "bench")}
+        topics.apply(brokers.settings("admin"), declared, brokers.users(), timeout=60, report=lambda _: None)
+        for process in brokers.processes.values():
+            pin(process.pid, CLIENT_CORE)
+        yield {
+            "LEVADA_KAFKA__BOOTSTRAP": brokers.bootstrap,
+            "LEVADA_KAFKA__CREDENTIALS": str(brokers.folder / "credentials" / "collector"),
+        }
 
 
 @contextmanager
-def serving(name: str, folder: Path, bootstrap: str) -> Iterator[tuple[int, int]]:
+def serving(name: str, folder: Path, kafka: dict[str, str]) -> Iterator[tuple[int, int]]:
     """Pid and port of one of the servers."""
     port, health = free_port(), free_port()
     environment = {
         "PATH": os.environ["PATH"],
         "LEVADA_PIPELINES": str(folder),
-        "LEVADA_KAFKA__BOOTSTRAP": bootstrap,
-        "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT",
+        **kafka,
         "LEVADA_COLLECTOR__PORT": str(port),
         "LEVADA_COLLECTOR__API_KEYS_FILE": str(folder / "keys"),
         "LEVADA_HEALTH_PORT": str(health),
@@ -134,7 +146,7 @@ def tail(port: int, rate: float) -> tuple[float, float]:
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing: apt-get install wrk")
-def test_what_durability_costs(bootstrap: str, tmp_path: Path) -> None:
+def test_what_durability_costs(kafka: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text(json.dumps({"fields": FIELDS}))
     sha256 = hashlib.sha256(API_KEY.encode()).hexdigest()
     (tmp_path / "keys").write_text(json.dumps({"bench": {"sha256": sha256, "pipelines": ["*"]}}))
@@ -142,7 +154,7 @@ def test_what_durability_costs(bootstrap: str, tmp_path: Path) -> None:
     costs: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
         for name in SERVERS:
-            with serving(name, tmp_path, bootstrap) as (pid, port):
+            with serving(name, tmp_path, kafka) as (pid, port):
                 wrk(port, CONNECTIONS[0], 1, tmp_path)
                 for connections in CONNECTIONS:
                     begin = cpu_seconds(pid)
@@ -165,7 +177,7 @@ def test_what_durability_costs(bootstrap: str, tmp_path: Path) -> None:
         )
     best = max(statistics.median(rates["durable", connections]) for connections in CONNECTIONS)
     tails = []
-    with serving("durable", tmp_path, bootstrap) as (_, port):
+    with serving("durable", tmp_path, kafka) as (_, port):
         wrk(port, CONNECTIONS[0], 1, tmp_path)
         for _ in range(ROUNDS):
             tails.append(tail(port, best / 2))
