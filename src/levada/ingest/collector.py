@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import re
 import socket
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ _DRAIN_SECONDS: Final = 1.0
 _LAST_CALL_SECONDS: Final = 0.3
 _GRACE_SECONDS: Final = 15
 _KEEP_ALIVE_SECONDS: Final = 15
+_GARBAGE_OBJECTS: Final = 10_000
 _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
 _JSON: Final = b"application/json"
 _NDJSON: Final = b"application/x-ndjson"
@@ -215,7 +217,7 @@ class Collector:
             body = await self._body(headers, receive, many)
             if many or bulk.is_array(body):
                 return await self._batch(declared, event_id, body, many)
-            return 202, await self._single(declared, event_id or str(uuid.uuid4()), body), {}, 1
+            return 202, await self._single(declared, event_id or _new_id(), body), {}, 1
         finally:
             self._in_flight -= 1
             self._held -= len(body)
@@ -295,7 +297,7 @@ class Collector:
     ) -> tuple[int, bytes, dict[str, str], int]:
         if key is not None and len(key) > bulk.MAX_KEY:
             raise _bad_key(bulk.MAX_KEY)
-        limit, key = self._settings.max_bulk_lines, key or str(uuid.uuid4())
+        limit, key = self._settings.max_bulk_lines, key or _new_id()
         lines = bulk.lines_of(body, limit) if many else iter(bulk.items_of(body, limit))
         producer = self._ready_for(declared, None)
 
@@ -368,6 +370,12 @@ def _event_id(headers: dict[bytes, bytes]) -> str | None:
     if _EVENT_ID.fullmatch(text) is None:
         raise _bad_key(64)
     return text
+
+
+def _new_id() -> str:
+    """A random UUID, at a quarter of what uuid.uuid4 costs."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:]}"
 
 
 def _bad_key(limit: int) -> Problem:
@@ -456,6 +464,11 @@ def run(settings: Settings) -> None:
     collector = Collector(settings)
 
     def main(stop: threading.Event) -> None:
+        # What is loaded by now stays, and some hundred requests under way are no garbage: to look through them after
+        # every 700 new objects cost a tenth of each event.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GARBAGE_OBJECTS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(collector, settings.collector, stop))
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import httpx
 import pytest
@@ -42,6 +43,7 @@ def test_an_accepted_event_is_in_the_topic(client: httpx.Client, kafka: MockKafk
     headers = {name: value.decode() for name, value in message.headers()}
     assert message.value() == body  # the bytes as they came
     assert message.key().decode() == headers["event-id"] == receipt["event_id"]
+    assert str(UUID(headers["event-id"], version=4)) == headers["event-id"]
     assert (headers["pipeline"], headers["schema"]) == ("plain", "1")
     assert before < datetime.fromisoformat(headers["event-time"]) <= datetime.now(UTC)
     assert headers["event-time"].endswith("+00:00")
