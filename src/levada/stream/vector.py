@@ -95,7 +95,8 @@ def _compare(kind: type[exp.Expr], left: Any, right: Any) -> Any:
 
 def _among(value: Any, options: list[Any]) -> Any:
     if pa.types.is_floating(value.type) or any(isinstance(option, float) for option in options):
-        value, options = _as_double(value), [float(option) for option in options]
+        # Arrow looks a number up by its bits; plus zero makes one zero of both.
+        value, options = pc.add(_as_double(value), 0.0), [float(option) + 0.0 for option in options]
     found = pc.is_in(value, value_set=pa.array(options, value.type))
     return pc.if_else(pc.is_valid(value), found, pa.scalar(None, pa.bool_()))
 

@@ -95,6 +95,8 @@ def by_duckdb(engine: duckdb.DuckDBPyConnection, rule: rules.Rule, table: pa.Tab
 @example("n * 1e308 - n * 1e308 = 0", [dict.fromkeys(FIELDS) | {"n": 1e5}])
 @example("k = 9007199254740993.0", [dict.fromkeys(FIELDS) | {"k": 2**53 + 1}])
 @example("k IN (9007199254740992.0)", [dict.fromkeys(FIELDS) | {"k": 2**53 + 1}])
+@example("n NOT IN (0)", [dict.fromkeys(FIELDS) | {"n": -0.0}])
+@example("n IN (-0.0)", [dict.fromkeys(FIELDS) | {"n": 0.0}])
 @example("REGEXP(s, '^[0-9]{4}$')", [dict.fromkeys(FIELDS) | {"s": "1234\n"}])
 @example("k > -9223372036854775808", [dict.fromkeys(FIELDS) | {"k": -(2**63)}])
 def test_all_evaluators_agree(engine: duckdb.DuckDBPyConnection, text: str, records: list[dict[str, Any]]) -> None:
