@@ -11,8 +11,10 @@ import pyarrow as pa
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import StagedTable, Table
+from pyiceberg.table.update import AddSnapshotUpdate, TableRequirement, TableUpdate
 from pyiceberg.transforms import HourTransform
+from pyiceberg.typedef import Identifier
 from pyiceberg.types import (
     BooleanType,
     DoubleType,
@@ -73,7 +75,38 @@ class LakeError(UserError):
     """A table that does not fit its pipeline; the message says what to do."""
 
 
-def catalog(settings: Settings) -> SqlCatalog:
+class Catalog(SqlCatalog):
+    """The SQL catalog, on machines whose clock may be set back: the times in a table's metadata only go on.
+
+    Java's Iceberg, which Spark and Flink read with, does not load a table whose log goes back by more than a minute,
+    and which snapshots are kept goes by their times.
+    """
+
+    def _update_and_stage_table(
+        self,
+        current_table: Table | None,
+        table_identifier: Identifier,
+        requirements: tuple[TableRequirement, ...],
+        updates: tuple[TableUpdate, ...],
+    ) -> StagedTable:
+        if current_table is None:
+            return super()._update_and_stage_table(None, table_identifier, requirements, updates)
+        last = current_table.metadata.last_updated_ms
+        updates = tuple(_after(last, update) if isinstance(update, AddSnapshotUpdate) else update for update in updates)
+        staged = super()._update_and_stage_table(current_table, table_identifier, requirements, updates)
+        if staged.metadata.last_updated_ms < last:
+            staged.metadata = staged.metadata.model_copy(update={"last_updated_ms": last})
+        return staged
+
+
+def _after(last: int, update: AddSnapshotUpdate) -> AddSnapshotUpdate:
+    snapshot = update.snapshot
+    # PyIceberg takes a table of the same time for one of no time, and asks the clock.
+    later = snapshot.model_copy(update={"timestamp_ms": max(snapshot.timestamp_ms, last + 1)})
+    return update.model_copy(update={"snapshot": later})
+
+
+def catalog(settings: Settings) -> Catalog:
     """The catalog, in the PostgreSQL database and on the bucket that the settings name.
 
     Raises:
@@ -97,7 +130,7 @@ def catalog(settings: Settings) -> SqlCatalog:
         properties["s3.endpoint"] = s3.endpoint
     if (access_key := s3.access_key) is not None and (secret_key := s3.secret_key) is not None:
         properties |= {"s3.access-key-id": access_key, "s3.secret-access-key": secret_key}
-    return SqlCatalog(CATALOG, **properties)
+    return Catalog(CATALOG, **properties)
 
 
 def arrow_schema(pipeline: Pipeline) -> pa.Schema:

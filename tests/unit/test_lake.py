@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pyarrow as pa
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.table import snapshots, update
 
 from levada import lake
 from levada.config import ConfigError, Settings
@@ -72,3 +76,30 @@ def test_arrow_types_are_exact() -> None:
 def test_the_catalog_names_what_is_not_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LEVADA_POSTGRES__HOST"):
         lake.catalog(Settings())
+
+
+def test_the_times_of_a_table_go_on_when_the_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spark and Flink do not load a table otherwise, by the rules that are checked here."""
+    catalog = lake.Catalog(lake.CATALOG, uri=f"sqlite:///{tmp_path}/c.db", warehouse=f"file://{tmp_path}/warehouse")
+    declared = pipeline(a="long")
+    table = lake.ensure_table(catalog, declared)
+    table.append(lake.arrow_schema(declared).empty_table())
+    behind = timedelta(hours=2)
+
+    class Behind(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) - behind
+
+    monkeypatch.setattr(update, "datetime", Behind)
+    monkeypatch.setattr(snapshots, "time", SimpleNamespace(time=lambda: time.time() - behind.total_seconds()))
+    before = table.metadata
+    for _ in range(2):
+        table.append(lake.arrow_schema(declared).empty_table())
+        table.transaction().set_properties(a="b").commit_transaction()
+        found = catalog.load_table(declared.table).metadata
+        assert found.last_updated_ms >= found.snapshot_log[-1].timestamp_ms >= before.last_updated_ms
+        for log in (found.snapshot_log, found.metadata_log):
+            times = [entry.timestamp_ms for entry in log]
+            assert times == sorted(times)
+    assert len(found.snapshots) == len(before.snapshots) + 2

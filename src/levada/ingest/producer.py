@@ -161,7 +161,8 @@ class AckProducer:
 
     def _finish(self) -> None:
         self._closing.set()
-        self._thread.join()
+        # Its wait is for a time of the wall clock: were that set back by hours, it would last hours.
+        self._thread.join(_POLL_SECONDS * 10)
         self._producer.flush(self._timeout)
 
     async def _keep_looking(self) -> None:

@@ -32,6 +32,7 @@ LATE: Final = "late"
 """The rule of a dead letter whose event lies further back than ``lake.lateHorizon``."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
+_CLOCK: Final = timedelta(days=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UTC: Final = pa.timestamp("us", tz="UTC")
 _YEARS: Final = (
@@ -121,7 +122,7 @@ class Decoder:
 
     def decode(self, messages: Sequence[Message], now: datetime) -> Decoded:
         """Rows and letters of many messages at once."""
-        values = [message.value() for message in messages]
+        values = list(map(Message.value, messages))
         parsed, refused = self._parsed(values)
         kept = (
             [message for message, struct in zip(messages, parsed, strict=True) if struct is not None]
@@ -163,9 +164,12 @@ class Decoder:
         kind, milliseconds = message.timestamp()
         if kind == TIMESTAMP_NOT_AVAILABLE:
             return now
-        earliest = now - self._retention  # a stamp from before is a wrong clock: Kafka has nothing that old
-        oldest = (earliest - _EPOCH) // timedelta(milliseconds=1)
-        return min(now, max(earliest, _EPOCH + timedelta(milliseconds=min(max(milliseconds, oldest), _ms(now)))))
+        earliest, latest = (_ms(moment) for moment in self._believable(now))
+        return _EPOCH + timedelta(milliseconds=min(max(milliseconds, earliest), latest))
+
+    def _believable(self, now: datetime) -> tuple[datetime, datetime]:
+        """When Kafka can have got what it has, but for a day by which this machine's clock may be wrong."""
+        return now - self._retention - _CLOCK, now + _CLOCK
 
     def _parsed(self, values: list[bytes | None]) -> tuple[list[Any], list[int]]:
         """A struct a value, None where the typed decoder refuses; and the places of the refused."""
@@ -220,8 +224,8 @@ class Decoder:
             "_event_time": pc.fill_null(times, _YEARS[0]),
             "_ingested_at": pa.repeat(pa.scalar(now, _UTC), count),
             "_topic": pa.repeat(pa.scalar(messages[0].topic(), pa.string()), count),
-            "_partition": pa.array([message.partition() for message in messages], pa.int32()),
-            "_offset": pa.array([message.offset() for message in messages], pa.int64()),
+            "_partition": pa.array(list(map(Message.partition, messages)), pa.int32()),
+            "_offset": pa.array(list(map(Message.offset, messages)), pa.int64()),
         }
         return pa.Table.from_arrays([*columns.values(), *origin.values()], schema=self._schema), ids, good
 
@@ -229,13 +233,12 @@ class Decoder:
         self, messages: Sequence[Message], headers: list[dict[str, bytes]], columns: dict[str, Any], now: datetime
     ) -> tuple[Any, NDArray[np.bool_]]:
         """The time of each event, and whether it is one and lies within the bounds."""
-        stamps = [message.timestamp() for message in messages]
-        kinds = np.fromiter((kind for kind, _ in stamps), np.int64, len(stamps))
-        latest = _microseconds(now)
-        arrival = np.fromiter((ms for _, ms in stamps), np.int64, len(stamps)).clip(-_FAR_MS, _FAR_MS) * 1000
+        kind, milliseconds = zip(*map(Message.timestamp, messages), strict=True)
+        kinds = np.array(kind, np.int64)
+        arrival = np.array(milliseconds, np.int64).clip(-_FAR_MS, _FAR_MS) * 1000
         created = pa.array(arrival, pa.int64()).cast(_UTC)
-        earliest = latest - self._retention // _MICROSECOND
-        arrival = np.where(kinds == TIMESTAMP_NOT_AVAILABLE, latest, arrival.clip(earliest, latest))
+        earliest, latest = (_ms(moment) * 1000 for moment in self._believable(now))
+        arrival = np.where(kinds == TIMESTAMP_NOT_AVAILABLE, _microseconds(now), arrival.clip(earliest, latest))
         if self._pipeline.event_time is not None:
             times = columns[self._pipeline.event_time]
         else:

@@ -36,7 +36,7 @@ from levada.stream.start import NeedsOperatorError, note_replaced, starting_poin
 from levada.stream.table import FencedError, OwnedTable
 from levada.stream.window import Window
 
-_POLL_MESSAGES: Final = 20_000
+_POLL_MESSAGES: Final = 10_000  # enough that a batch's own cost is nothing; more only fall out of the caches
 _POLL_SECONDS: Final = 0.2
 _IDLE_SECONDS: Final = 1.0
 _COMMIT_GAP_SECONDS: Final = 1.0
@@ -101,10 +101,6 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _next_offsets(messages: list[Message]) -> list[int]:
-    return [message.offset() + 1 for message in messages]
-
-
 class Session:
     """One claim on the table, from start to first error."""
 
@@ -128,6 +124,8 @@ class Session:
         self._source = Source(kafka, pipeline)
         self._dead = DeadLetters(kafka, pipeline)
         self._last_commit = self._last_look = 0.0
+        # What is added to time.monotonic(); the wall clock may be set while this runs.
+        self._since_1970 = time.time() - time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +179,8 @@ class Session:
         buffer.last = time.monotonic()
         if not buffer.reached:
             buffer.since = buffer.last
-        buffer.reached |= dict(zip(map(Message.partition, messages), _next_offsets(messages), strict=True))
+        last = dict(zip(map(Message.partition, messages), map(Message.offset, messages), strict=True))
+        buffer.reached |= {partition: offset + 1 for partition, offset in last.items()}
         decoded = self._decoder.decode(messages, now)
         for letter in decoded.letters:
             self._dead.send(letter, self._topic.id)
@@ -221,7 +220,7 @@ class Session:
         now = datetime.now(UTC)
         self._reached |= buffer.reached
         self._show_table()
-        self._window.commit(now)
+        self._window.commit(self._since_1970 + time.monotonic())
         self._buffer = Buffer()
         self._last_commit = time.monotonic()
         metrics.COMMITS.labels(name).inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,7 @@ from levada.errors import UserError
 from levada.pipeline import Pipeline
 
 _TIMEOUT: Final = 10.0
+_NAP_SECONDS: Final = 0.01
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +68,9 @@ class Source:
                 "queued.min.messages": 50_000,
                 "queued.max.messages.kbytes": 32_768,
                 "fetch.max.bytes": 8 * 1024 * 1024,
+                # How long a full queue is left alone. A batch empties it within 50 ms; after the default second a sink
+                # in a backlog would stand idle half of the time.
+                "fetch.queue.backoff.ms": 50,
                 "reconnect.backoff.ms": 500,
                 "reconnect.backoff.max.ms": 2_000,
             }
@@ -109,7 +114,12 @@ class Source:
         Raises:
             SourceError: Kafka refused a fetch; reading on could skip events.
         """
-        messages: list[Message] = self._consumer.consume(count, seconds)
+        deadline = time.monotonic() + seconds
+        messages: list[Message] = self._consumer.consume(count, 0)
+        # The client's own wait is for a time of the wall clock: were that set back by hours, it would last hours.
+        while len(messages) < count and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _NAP_SECONDS))
+            messages += self._consumer.consume(count - len(messages), 0)
         if any(map(Message.error, messages)):
             told = next(message for message in messages if message.error() is not None)
             raise SourceError(f"topic {self._topic}, partition {told.partition()}: {told.error().str()}")

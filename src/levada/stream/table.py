@@ -199,24 +199,20 @@ def no_retries(table: Table) -> None:
     table.metadata.properties[TableProperties.COMMIT_NUM_RETRIES] = "0"
 
 
-def expire(table: Table, keep: int | None = None, younger_than: float = 0.0) -> int:
-    """Forget all but the newest ``keep`` snapshots, those of the last ``younger_than`` seconds, tags and branches.
+def expire(table: Table) -> int:
+    """Forget all but the newest ``KEEP_SNAPSHOTS`` snapshots, the newest that has offsets, tags and branches.
 
     Nothing is done until there are twice as many. Returns how many were forgotten; data files stay.
 
     Raises:
         CommitFailedException: another commit came first.
     """
-    keep = KEEP_SNAPSHOTS if keep is None else keep
     snapshots = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms)
-    if len(snapshots) < 2 * keep:
+    if len(snapshots) < 2 * KEEP_SNAPSHOTS:
         return 0
-    newest = newest_with_offsets(table)
-    keep_from = min(
-        snapshots[-keep].timestamp_ms,
-        snapshots[-1].timestamp_ms if newest is None else newest.timestamp_ms,
-        int((time.time() - younger_than) * 1000),
-    )
+    newest = newest_with_offsets(table) or snapshots[-1]
+    # By their own times alone: the clock may have been set back behind them.
+    keep_from = min(snapshots[-KEEP_SNAPSHOTS].timestamp_ms, newest.timestamp_ms)
     no_retries(table)
     table.maintenance.expire_snapshots().older_than(datetime.fromtimestamp(keep_from / 1000, UTC)).commit()
     return len(snapshots) - len(table.metadata.snapshots)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 import numpy as np
@@ -151,15 +150,19 @@ class Window:
             self._remember(run)
         return answers
 
-    def commit(self, now: datetime) -> None:
-        """The rows of the ids that are remembered for the time being are in the table; forget what is too old."""
+    def commit(self, now: float) -> None:
+        """The rows of the ids that are remembered for the time being are in the table; forget what is too old.
+
+        Args:
+            now: seconds since 1970, by a clock that nobody sets: ids would be forgotten early.
+        """
         if self._pending:
-            runs = self._slots.setdefault(self._number_at(now.timestamp()), [])
+            runs = self._slots.setdefault(self._number_at(now), [])
             runs.append(_joined(self._pending))
             self._pending = []
             while len(runs) > 1 and len(runs[-2]) <= 2 * len(runs[-1]):
                 runs[-2:] = [_joined(runs[-2:])]
-        oldest = self._number_at(now.timestamp() - self._seconds)
+        oldest = self._number_at(now - self._seconds)
         gone = [number for number in self._slots if number < oldest]
         for number in gone:
             del self._slots[number]

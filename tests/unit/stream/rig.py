@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from pyiceberg.catalog.sql import SqlCatalog
 
 from levada import lake
 from levada.config import KafkaSettings, Settings, SinkSettings
@@ -44,8 +43,8 @@ class Rig:
             # The mock cluster makes a topic when it is asked about; `levada topics apply` does it in a real one.
             self._producer.list_topics(topic, timeout=10)
 
-    def catalog(self) -> SqlCatalog:
-        return SqlCatalog(
+    def catalog(self) -> lake.Catalog:
+        return lake.Catalog(
             lake.CATALOG, uri=f"sqlite:///{self.folder}/catalog.db", warehouse=f"file://{self.folder}/warehouse"
         )
 

@@ -222,11 +222,11 @@ def test_window_forgets_what_is_older_than_it() -> None:
     window = Window(240)  # in steps of ten seconds
     assert window.new(ids("a", "b", "a")).tolist() == [True, True, False]
     assert window.new(ids("b")).tolist() == [False]
-    window.commit(NOW)
+    window.commit(NOW.timestamp())
     assert window.new(ids("a", "c")).tolist() == [False, True]
-    window.commit(NOW + timedelta(seconds=240))
+    window.commit(NOW.timestamp() + 240)
     assert window.new(ids("a", "c")).tolist() == [False, False]
-    window.commit(NOW + timedelta(seconds=251))
+    window.commit(NOW.timestamp() + 251)
     assert window.new(ids("a", "c")).tolist() == [True, False]
 
 
@@ -235,7 +235,7 @@ def test_window_stays_in_its_memory() -> None:
     window = Window(240, most=3000)
     for number in range(10):
         assert window.new([b"%d-%d" % (number, n) for n in range(1000)]).all()
-        window.commit(NOW + timedelta(seconds=10 * number))
+        window.commit(NOW.timestamp() + 10 * number)
     assert len(window) == 3000
     assert window.shortened
     assert not window.new(ids("9-1", "7-1")).any()
@@ -255,7 +255,7 @@ def test_window_is_a_set(batches: list[list[str]], step: int) -> None:
             expected.append(event_id not in seen)
             seen.add(event_id)
         assert window.new(ids(*batch)).tolist() == expected
-        window.commit(NOW + timedelta(seconds=step * number))
+        window.commit(NOW.timestamp() + step * number)
     assert len(window) == len(seen)
 
 
@@ -264,7 +264,7 @@ def test_window_finds_each_of_many() -> None:
     window = Window(86_400)
     for number in range(30):
         assert window.new([b"%d" % n for n in range(number * 1000, number * 1000 + 1000)]).all()
-        window.commit(NOW + timedelta(minutes=20 * number))
+        window.commit(NOW.timestamp() + 1200 * number)
     assert not window.new([b"%d" % n for n in range(0, 30_000, 7)]).any()
     assert window.new([b"%d" % n for n in range(30_000, 60_000)]).all()
 
@@ -327,6 +327,18 @@ def test_a_stamp_may_be_ahead_or_late_by_the_bound_and_no_more() -> None:
         found = DECODER.exact(given, NOW)
         assert (found.rule if isinstance(found, DeadLetter) else None) == rule
         assert [letter.rule for letter in DECODER.decode([given], NOW).letters] == ([rule] if rule else [])
+
+
+def test_a_clock_that_is_hours_off_refuses_nothing() -> None:
+    """Neither the sink's nor that of the machine whose stamp Kafka has."""
+    for sink, sender in ((-23, 0), (-2, 0), (2, 0), (23, 0), (0, -23), (0, 23)):
+        sent = NOW + timedelta(hours=sender)
+        given = message(b'{"n":1}', {"event-time": sent.isoformat()}, sent)
+        assert isinstance(DECODER.exact(given, NOW + timedelta(hours=sink)), Event)
+        assert DECODER.decode([given], NOW + timedelta(hours=sink)).letters == []
+    # Beyond a day it is no clock that is off.
+    far = NOW + timedelta(days=400)
+    assert [each.rule for each in DECODER.decode([message(b'{"n":1}', {}, far)], NOW).letters] == ["event-time"]
 
 
 def test_the_sink_lives_through_an_outage(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
