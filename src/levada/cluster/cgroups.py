@@ -37,9 +37,9 @@ def _hierarchies() -> list[Path]:
     return found
 
 
-def _tracking() -> Path:
-    """The hierarchy that processes are listed from: containers have a group of their own in it in either version."""
-    return next(path for path in _hierarchies() if unified() or "pids" in path.name.split(","))
+def _hierarchy(controller: str) -> Path:
+    """Where a controller's groups are; containers have one of their own in each hierarchy in either version."""
+    return next(path for path in _hierarchies() if unified() or controller in path.name.split(","))
 
 
 def create(path: str) -> None:
@@ -68,7 +68,7 @@ def enter(path: str) -> None:
 
 def processes(path: str) -> Iterator[int]:
     """Process ids, as this namespace sees them, of a group and all groups below it."""
-    top = _tracking() / path
+    top = _hierarchy("pids") / path
     for folder, _, _ in os.walk(top):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             yield from (int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split() if pid != "0")
@@ -76,7 +76,7 @@ def processes(path: str) -> Iterator[int]:
 
 def find(path: str, name: str) -> Iterator[str]:
     """Groups of a name somewhere below a group."""
-    top = _tracking()
+    top = _hierarchy("pids")
     for folder, names, _ in os.walk(top / path):
         if name in names:
             yield str((Path(folder) / name).relative_to(top))
@@ -100,7 +100,7 @@ def freeze(path: str, *, timeout: float = 10) -> None:
 
     Nobody is told, unlike with SIGSTOP: no parent sees it, and nothing but `thaw` or `kill` undoes it.
     """
-    folder = _freezer() / path
+    folder = _hierarchy("freezer") / path
     if not folder.exists():
         return
     (folder / FREEZE[unified()]).write_text("1" if unified() else "FROZEN")
@@ -113,19 +113,27 @@ def freeze(path: str, *, timeout: float = 10) -> None:
 
 def thaw(path: str) -> None:
     """Let every process of a group and of all groups below it go on."""
-    for folder, _, _ in os.walk(_freezer() / path):
+    for folder, _, _ in os.walk(_hierarchy("freezer") / path):
         with contextlib.suppress(FileNotFoundError):
             (Path(folder) / FREEZE[unified()]).write_text("0" if unified() else "THAWED")
 
 
 def frozen(path: str) -> bool:
     """Whether a group was told to stand still."""
-    file = _freezer() / path / FREEZE[unified()]
+    file = _hierarchy("freezer") / path / FREEZE[unified()]
     return file.exists() and file.read_text().strip() not in ("0", "THAWED")
 
 
-def _freezer() -> Path:
-    return next(path for path in _hierarchies() if unified() or "freezer" in path.name.split(","))
+def memory(path: str) -> Path:
+    """Folder of a group whose files limit and count its memory."""
+    return _hierarchy("memory") / path
+
+
+def memory_limit(path: str) -> int | None:
+    """Bytes of memory that a group may have; None if that is not limited."""
+    text = (memory(path) / ("memory.max" if unified() else "memory.limit_in_bytes")).read_text().strip()
+    # version 1 says the largest number of bytes in whole pages
+    return None if text == "max" or int(text) >= 1 << 62 else int(text)
 
 
 def _still(folder: Path) -> bool:

@@ -7,15 +7,17 @@ of them. What is in effect is read from the kernel each time, so a drill that wa
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from levada.cluster import cgroups, lifecycle, links, machines, network, readiness
+from levada.cluster import cgroups, disks, lifecycle, links, machines, network, readiness
 from levada.cluster.errors import ClusterError
 from levada.cluster.links import Direction
 from levada.cluster.plan import ClusterPlan, NodePlan
 from levada.cluster.progress import Progress
-from levada.cluster.shell import Kubectl, until
+from levada.cluster.shell import Kubectl, run, until
 
+GLUTTON = Path(__file__).parent / "glutton.py"
 Peer = int | Literal["control"]
 """A node's number, or the control plane, through which everything outside the cluster is reached too."""
 
@@ -64,11 +66,12 @@ class Faults:
         links.cut(self._plan, links.between(node.link, names, direction))
 
     def heal(self, number: int | None = None) -> None:
-        """Undo every fault of a node, or of all: mend its links, resume it, start it if it was killed."""
+        """Undo every fault of a node, or of all: mend its links, resume it, widen its disks, start it if it was off."""
         nodes = self._plan.nodes if number is None else [self._node(number)]
         links.mend(self._plan, None if number is None else nodes[0].link)
         for node in nodes:
             cgroups.thaw(node.cgroup)
+            self.widen(node.number)
             if machines.init(node.cgroup) is None:
                 self.start(node.number)
 
@@ -93,16 +96,78 @@ class Faults:
 
     def processes(self, namespace: str, pod: str) -> dict[str, list[int]]:
         """Ids, on this machine, of a pod's processes by container, for os.kill; a container's first process first."""
+        node, containers = self._running(namespace, pod)
+        return {name: machines.of_container(node.cgroup, identity) for name, identity in containers.items()}
+
+    def exhaust(self, namespace: str, pod: str, container: str) -> None:
+        """Take the memory that a container may have until the kernel's out-of-memory killer ends its first process.
+
+        ClusterError if the container does not run, if its memory is not limited, or if the kernel let it live.
+        """
+        node, containers = self._running(namespace, pod)
+        identity = containers.get(container, "")
+        pids = machines.of_container(node.cgroup, identity)
+        if not pids:
+            raise ClusterError(f"container {container} of pod {namespace}/{pod} does not run")
+        group = next(cgroups.find(node.cgroup, identity))
+        limit = cgroups.memory_limit(group)
+        if limit is None:
+            raise ClusterError(f"container {container} of pod {namespace}/{pod} has no limit of memory")
+        # The kernel takes who has the highest score. To lower the helper's needs a right that few machines grant.
+        Path(f"/proc/{pids[0]}/oom_score_adj").write_text("1000")
+        helper = [*machines.python(GLUTTON), f"{cgroups.memory(group)}/cgroup.procs", str(pids[0]), str(limit)]
+        try:
+            run(helper, timeout=60)
+        except ClusterError:
+            # in version 2 the kernel ends all of the group, the helper too
+            if pids[0] in machines.of_container(node.cgroup, identity):
+                raise
+
+    def shrink(self, namespace: str, pod: str, *, room: int) -> None:
+        """Move the volume of a pod to a disk with `room` bytes left; what has it open is killed, as at `widen`.
+
+        If the node loses its power before, the disk is lost with all data, like a real one that breaks.
+        """
+        disks.shrink(*self._volume(namespace, pod), room)
+
+    def fill(self, namespace: str, pod: str) -> None:
+        """Take all the room of the small disk that a pod's volume is on."""
+        disks.fill(*self._volume(namespace, pod))
+
+    def widen(self, number: int) -> None:
+        """Move the volumes of a node that are on small disks back to its own, with what was written since."""
+        for volume in disks.small(self._node(number)):
+            disks.widen(self._node(number), volume)
+
+    def _running(self, namespace: str, pod: str) -> tuple[NodePlan, dict[str, str]]:
+        """The node of a pod, and its running containers: name → id."""
         found = json.loads(self._kubectl("get", "pod", pod, "-n", namespace, "-o", "json"))
-        node = next((node for node in self._plan.nodes if node.name == found["spec"].get("nodeName")), None)
-        if node is None:
-            raise ClusterError(f"pod {namespace}/{pod} is on no node")
         containers = {
             status["name"]: status["containerID"].rpartition("/")[2]
             for status in found["status"].get("containerStatuses", [])
             if "running" in status["state"]
         }
-        return {name: machines.of_container(node.cgroup, identity) for name, identity in containers.items()}
+        return self._of(found), containers
+
+    def _volume(self, namespace: str, pod: str) -> tuple[NodePlan, Path]:
+        """The node of a pod, and the folder of its volume."""
+        found = json.loads(self._kubectl("get", "pod", pod, "-n", namespace, "-o", "json"))
+        sources = [
+            part["persistentVolumeClaim"] for part in found["spec"]["volumes"] if "persistentVolumeClaim" in part
+        ]
+        if not sources:
+            raise ClusterError(f"pod {namespace}/{pod} has no volume")
+        claim = json.loads(self._kubectl("get", "pvc", sources[0]["claimName"], "-n", namespace, "-o", "json"))
+        volume = json.loads(self._kubectl("get", "pv", claim["spec"]["volumeName"], "-o", "json"))
+        return self._of(found), Path(volume["spec"]["hostPath"]["path"])
+
+    def _of(self, pod: dict[str, Any]) -> NodePlan:
+        """The node of a pod."""
+        name = pod["spec"].get("nodeName")
+        node = next((node for node in self._plan.nodes if node.name == name), None)
+        if node is None:
+            raise ClusterError(f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']} is on no node")
+        return node
 
     def _node(self, number: int) -> NodePlan:
         if not 1 <= number <= self._plan.node_count:
@@ -119,4 +184,6 @@ def active(plan: ClusterPlan) -> Iterator[str]:
             yield f"{node.name} is off"
         elif cgroups.frozen(node.cgroup):
             yield f"{node.name} is paused"
+        for volume in disks.small(node):
+            yield f"volume {volume.name} of {node.name} is on a small disk"
     yield from links.tell(links.broken(plan), links.ports(plan))

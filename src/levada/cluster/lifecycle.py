@@ -16,6 +16,7 @@ from levada.cluster import (
     containerd,
     control,
     credentials,
+    disks,
     links,
     network,
     node,
@@ -159,6 +160,8 @@ def up(name: str, progress: Progress, *, node_count: int | None = None) -> Clust
 
 def _run_node(plan: ClusterPlan, item: NodePlan, issued: credentials.Credentials, kubernetes: Path) -> None:
     cgroups.thaw(item.cgroup)
+    for volume in disks.small(item):
+        disks.widen(item, volume)
     if not network.has_node(plan, item):
         cgroups.kill(item.cgroup)
         network.create_node(plan, item)

@@ -169,7 +169,8 @@ def _kubelet(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> dic
         "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
         "evictionPressureTransitionPeriod": "30s",
         "imageGCHighThresholdPercent": 100,  # images come from files: one that is collected cannot be pulled again
-        "crashLoopBackOff": {"maxContainerRestartPeriod": "30s"},
+        # what ends is started again soon, the first time too: it was mostly a drill that ended it
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
     }
     if not may_lower_oom_score():
         config["oomScoreAdj"] = 0
