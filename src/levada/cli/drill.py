@@ -25,7 +25,11 @@ def drill(
     events: Annotated[int, typer.Option(min=1, max=100_000_000, help="Numbered events to send.")] = 100_000,
     faults: Annotated[int, typer.Option(min=0, max=10_000, help="Faults to do while they are sent.")] = 20,
     kind: Annotated[
-        list[str] | None, typer.Option(help="kill or pause; may be repeated. A context given, kill alone.")
+        list[str] | None,
+        typer.Option(
+            help="kill, pause, cut, cut-in, cut-out, node, oom, disk or restart; may be repeated. "
+            "A context given, kill and restart alone."
+        ),
     ] = None,
     on: Annotated[
         list[str] | None, typer.Option(help="Component to break, such as sink, collector or kafka; may be repeated.")
@@ -40,7 +44,8 @@ def drill(
 
     Ends with 1 if anything is.
     """
-    from levada.line.drill import KINDS, Drill, Plan
+    from levada.line.drill import Drill, Plan
+    from levada.line.faults import KINDS
     from levada.line.target import find
 
     if wrong := [given for given in kind or () if given not in KINDS]:

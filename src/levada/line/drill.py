@@ -7,15 +7,13 @@ as a client should, until it is; then the table must hold every event once and e
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,15 +21,16 @@ from typing import Any, Final
 
 import httpx
 
+from levada.cluster import ClusterError
 from levada.line.demo import lake_state
+from levada.line.faults import ANYWHERE, KINDS, Victim
 from levada.line.target import LineError, Target
 from levada.pipeline import Pipeline
 
 FIELDS: Final = {"writer": "string", "number": "long", "note": "string"}
 """Fields that the drill's pipeline must declare, as examples/drill/values.yaml does."""
-KINDS: Final = ("kill", "pause")
 _NOTE: Final = "x" * 100
-_PAUSE_SECONDS: Final = (0.5, 8.0)
+_HALF_SECONDS: Final = 10.0
 _BACK_SECONDS: Final = 300.0
 _DRAIN_SECONDS: Final = 600.0
 _ATTEMPT_SECONDS: Final = 30.0
@@ -98,6 +97,23 @@ class Plan:
         )
 
 
+@dataclass(frozen=True)
+class Gate:
+    """How many events may be acknowledged by now: faults are to meet a load, not its end.
+
+    Before a fault they are `first`. While it lasts, half of what is left up to `last` goes every ten seconds, so that
+    there is a load however long it takes.
+    """
+
+    first: int
+    last: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def allowed(self, now: float) -> int:
+        """Events, at a time of the monotonic clock."""
+        return self.first + int(max(self.last - self.first, 0) * (1 - 0.5 ** ((now - self.since) / _HALF_SECONDS)))
+
+
 @dataclass
 class Result:
     """What a drill saw."""
@@ -145,14 +161,21 @@ class Drill:
                 f"pipeline {pipeline.name} does not take the drill's events: install the line with "
                 "--values examples/drill/values.yaml and drill the pipeline `drill`"
             )
+        if target.cluster is None and (refused := [kind for kind in plan.kinds if kind not in ANYWHERE]):
+            raise LineError(
+                f"{refused[0]} needs this machine's own cluster; a kube context takes {', '.join(ANYWHERE)}"
+            )
+        for component in plan.components if "disk" in plan.kinds else ():
+            found = target.objects("statefulsets", f"app.kubernetes.io/component={component}")
+            if not any(each["spec"].get("volumeClaimTemplates") for each in found):
+                raise LineError(f"{component} has no disk that could be full: say --on kafka with --kind disk")
         self._target, self._pipeline, self._plan, self._say = target, pipeline, plan, say
         self._chance = random.Random(plan.seed)  # noqa: S311
         self._prefix = f"drill-{uuid.uuid4().hex[:8]}-"
         self._ledger = Ledger(ledger)
         self._key = target.secret("api-key", "key")
         self._stop = threading.Event()
-        self._allowed = 0
-        """Events that may be acknowledged before the next fault is done: faults are to meet a load, not its end."""
+        self._gate = Gate(0)
         self._errors: list[BaseException] = []
 
     def run(self) -> Result:
@@ -167,14 +190,16 @@ class Drill:
         for thread in senders:
             thread.start()
         try:
-            for number, (after, kind, component) in enumerate(plan.schedule(), start=1):
+            faults = plan.schedule()
+            for number, (after, kind, component) in enumerate(faults, start=1):
                 pod = self._running(component)
-                self._allowed = after + 2 * plan.connections * plan.lines
+                self._gate = Gate(after + 2 * plan.connections * plan.lines)
                 self._wait(partial(self._reached, after))
-                what = self._break(kind, component, pod)
+                self._gate = Gate(self._gate.first, faults[number][0] if number < len(faults) else plan.total)
+                what = KINDS[kind](self._victim(component, pod), self._chance)
                 done[f"{kind} {component}"] += 1
                 self._say(f"{self._ledger.acknowledged:>9} events, fault {number} of {plan.faults}: {what}")
-            self._allowed = plan.total
+            self._gate = Gate(plan.total)
             self._wait(lambda: not any(thread.is_alive() for thread in senders))
         finally:
             self._stop.set()
@@ -202,7 +227,7 @@ class Drill:
         try:
             with httpx.Client(timeout=_ATTEMPT_SECONDS) as client:
                 for batch in range(plan.batches):
-                    while self._ledger.acknowledged >= self._allowed and not self._stop.wait(0.02):
+                    while self._reached(self._gate.allowed(time.monotonic())) and not self._stop.wait(0.02):
                         pass
                     events = (
                         {"writer": f"{self._prefix}{connection}-{line}", "number": batch, "note": _NOTE}
@@ -242,23 +267,11 @@ class Drill:
                 pause = min(float(answer.headers.get("Retry-After", pause)), 2.0)
             self._stop.wait(pause)
 
-    def _break(self, kind: str, component: str, pod: dict[str, Any]) -> str:
-        """Do one fault to a pod, or to what has taken its place; what was done, for a person."""
-        name = pod["metadata"]["name"]
-        if self._target.cluster is None:
-            if kind == "pause":
-                raise LineError("pausing needs this machine's own cluster; with a kube context, use kill")
-            self._target.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
-            return f"{name} deleted without grace"
-        while not (pids := self._pids(pod)):
+    def _victim(self, component: str, pod: dict[str, Any]) -> Victim:
+        """A pod, or what has taken its place, with its processes if they are on this machine."""
+        while not (pids := self._pids(pod)) and self._target.cluster is not None:
             pod = self._running(component)
-        if kind == "pause":
-            seconds = self._chance.uniform(*_PAUSE_SECONDS)
-            with signalled(pids, signal.SIGSTOP, signal.SIGCONT):
-                time.sleep(seconds)
-            return f"{name} stood still for {seconds:.1f} s"
-        signal_all(pids, signal.SIGKILL)
-        return f"{name} killed"
+        return Victim(self._target, pod, pids)
 
     def _running(self, component: str) -> dict[str, Any]:
         """A pod of the component whose first container runs; waits for one."""
@@ -288,9 +301,11 @@ class Drill:
         return self._chance.choice(found)
 
     def _pids(self, pod: dict[str, Any]) -> list[int]:
-        """Processes, on this machine, of a pod's first container; none while it does not run."""
-        assert self._target.cluster is not None  # noqa: S101
-        running = self._target.cluster.faults.processes(self._target.namespace, pod["metadata"]["name"])
+        """Processes, on this machine, of a pod's first container; none while it does not run, or elsewhere."""
+        running: dict[str, list[int]] = {}
+        if self._target.cluster is not None:
+            with suppress(ClusterError):  # the pod may be gone
+                running = self._target.cluster.faults.processes(self._target.namespace, pod["metadata"]["name"])
         return running.get(pod["spec"]["containers"][0]["name"], [])
 
     def _drain(self) -> None:
@@ -316,20 +331,3 @@ class Drill:
             )
         )
         return found
-
-
-def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to processes, some of which may have ended."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-@contextmanager
-def signalled(pids: Sequence[int], first: signal.Signals, after: signal.Signals) -> Iterator[None]:
-    """One signal at the beginning and another at the end."""
-    signal_all(pids, first)
-    try:
-        yield
-    finally:
-        signal_all(pids, after)

@@ -13,6 +13,7 @@ import pytest
 
 from levada.line import install
 from levada.line.drill import Drill, Plan, Result
+from levada.line.target import ready_pods
 
 from ..conftest import Line, installed, wait_for
 
@@ -42,6 +43,11 @@ def drill(line: Line, plan: Plan, folder: Path, pipeline: str = "drill") -> Resu
     ).run()
     print(result.render(), flush=True)
     return result
+
+
+def whole(line: Line, timeout: float = 180) -> float:
+    """Wait until every pod is ready, brokers in sync with the others; the seconds it took."""
+    return wait_for(lambda: all(ready_pods([pod]) for pod in line.pods().values()), timeout)
 
 
 def levada(line: Line, *arguments: str, code: int = 0, timeout: float = 300) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from levada.line.drill import Plan, signalled
+from levada.line.drill import Plan
+from levada.line.faults import signalled
 from levada.line.target import ready_pods
 from tests.unit.examples.orders.visitor import Visitor
 
