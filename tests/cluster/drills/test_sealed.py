@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ def _letters(dice: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def sent(line: Line) -> Sent:
-    dice = random.Random(4)
+    seed, run = random.randrange(10**6), uuid.uuid4().hex
+    print(f"seed {seed}")
+    dice = random.Random(seed)
     vault = [
         {
             "owner": _letters(dice),
@@ -120,12 +123,12 @@ def sent(line: Line) -> Sent:
     before = settled(line, "vault"), settled(line, "orders")
     begin = time.time()
     with ThreadPoolExecutor(4) as pool:
-        placed = [pool.submit(_post, line, event, f"vault-{number}") for number, event in enumerate(vault)]
+        placed = [pool.submit(_post, line, event, f"{run}-{number}") for number, event in enumerate(vault)]
         assert {each.result() for each in placed} == {202}
         wrong = [{**event, "code": event["code"] + "x"} for event in vault[:5]] + [
             {**event, "surplus": event["code"]} for event in vault[:5]
         ]
-        refused = [pool.submit(_post, line, event, f"wrong-{number}") for number, event in enumerate(wrong)]
+        refused = [pool.submit(_post, line, event, f"{run}-wrong-{number}") for number, event in enumerate(wrong)]
         assert {each.result() for each in refused} == {422}
         url = line.target.url(line.target.name("orders"), 8080)
         for each in [pool.submit(_order, url, order) for order in orders]:

@@ -16,7 +16,8 @@ DELETE = """
 import json, sys
 from confluent_kafka.admin import AdminClient
 from levada.config import settings
-AdminClient(settings().kafka.client()).delete_topics(sys.argv[1:])[sys.argv[1]].result(30)
+admin = AdminClient(settings().kafka.client())
+admin.delete_topics(sys.argv[1:])[sys.argv[1]].result(30)
 print(json.dumps(sys.argv[1:]))
 """
 
