@@ -26,6 +26,9 @@ _HOW_TO_GO_ON: Final = (
 
 log = structlog.get_logger(__name__)
 
+_counted: Final[set[tuple[str, str]]] = set()
+"""Pipelines and new topics that this process has counted."""
+
 
 class NeedsOperatorError(UserError):
     """The sink cannot go on by itself without the risk of losing or doubling events.
@@ -92,7 +95,9 @@ def note_replaced(pipeline: Pipeline, topic: Topic, uncommitted: int) -> None:
         NeedsOperatorError: the policy is to stop.
     """
     policy = pipeline.stream.on_topic_replaced
-    metrics.TOPIC_REPLACED.labels(pipeline.name, policy).inc()
+    if (pipeline.name, topic.id) not in _counted:  # it is looked at again at the next start, or while the sink waits
+        _counted.add((pipeline.name, topic.id))
+        metrics.TOPIC_REPLACED.labels(pipeline.name, policy).inc()
     told = (
         f"topic {pipeline.topic_name} was deleted and created again (its id is {topic.id} now); what the sink had not "
         "committed of the old one is gone"
