@@ -291,6 +291,42 @@ def test_a_process_of_a_pod_is_killed_by_its_id(cluster: Cluster, pods: dict[int
     assert by_node(cluster)[3]["status"]["containerStatuses"][0]["restartCount"] == 1
 
 
+def test_a_container_without_a_limit_of_memory_is_left_alone(cluster: Cluster, pods: dict[int, str]) -> None:
+    with pytest.raises(ClusterError, match="has no limit of memory"):
+        cluster.faults.exhaust("web", by_node(cluster)[1]["metadata"]["name"], "web")
+
+
+def test_a_volume_is_full_on_a_small_disk_and_moves_back(cluster: Cluster, pods: dict[int, str]) -> None:
+    name = by_node(cluster)[2]["metadata"]["name"]
+
+    def process() -> int:
+        return next(iter(cluster.faults.processes("web", name).get("web", [])), 0)
+
+    def write(file: str, size: int) -> None:
+        (Path(f"/proc/{process()}/root/data") / file).write_bytes(bytes(size))
+
+    before = process()
+    with pytest.raises(ClusterError, match="this machine's own is never filled"):
+        cluster.faults.fill("web", name)
+    cluster.faults.shrink("web", name, room=1 << 20)
+    try:
+        wait_for(lambda: process() not in (0, before), 30)
+        wait_for(lambda: get(cluster, 1, pods[2]), 10)
+        small = process()
+        write("small", 1 << 19)
+        cluster.faults.fill("web", name)
+        with pytest.raises(OSError, match="No space left"):
+            write("more", 1 << 19)
+        assert len(cluster.faults.active()) == 1
+    finally:
+        cluster.faults.widen(2)
+    wait_for(lambda: process() not in (0, small), 30)
+    write("more", 1 << 20)
+    data = Path(f"/proc/{process()}/root/data")
+    assert {file.name for file in data.iterdir()} == {"index.html", "small", "more"}
+    assert cluster.faults.active() == []
+
+
 def test_a_lost_node_is_seen_others_serve_and_it_comes_back_with_its_data(
     cluster: Cluster, pods: dict[int, str]
 ) -> None:
@@ -344,8 +380,11 @@ def test_down_works_in_any_fault_and_leaves_nothing(cluster: Cluster, pods: dict
 
 
 def break_all(cluster: Cluster) -> None:
-    """One node off, one paused, one cut."""
+    """One node off, one paused, one cut and with a full disk."""
+    volume = ("web", by_node(cluster)[3]["metadata"]["name"])
+    cluster.faults.shrink(*volume, room=1 << 20)
+    cluster.faults.fill(*volume)
     cluster.faults.kill(1)
     cluster.faults.pause(2)
     cluster.faults.cut(3, direction=Direction.INBOUND)
-    assert len(cluster.faults.active()) == 3
+    assert len(cluster.faults.active()) == 4

@@ -46,6 +46,6 @@ def test_helm_upgrade(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return "helm upgrade"
 
     monkeypatch.setitem(faults.KINDS, "upgrade", upgrade)
-    result = drill(line, Plan(events=40_000, faults=1, kinds=("upgrade",), seed=4), tmp_path)
+    result = drill(line, Plan(events=40_000, faults=1, kinds=("upgrade",), components=("kafka",), seed=4), tmp_path)
     assert result.good
     assert not pods(line) & before
