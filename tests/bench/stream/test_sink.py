@@ -4,8 +4,10 @@ Method: librdkafka's mock cluster in one process, or the Kafka that LEVADA_BENCH
 one consumer process a way, all of its threads pinned to one core, rounds of all ways in turn; user plus system time of
 the process from the first event to the last one kept. CPU time moves far less with the neighbours than events a second.
 The floor keeps values only and checks nothing but that each message is one object; the sink checks types and rules,
-keeps ids, times and places, drops duplicates and commits rows and offsets to Iceberg. `naive` writes the same rows to
-the same kind of table plainly; `bare` and quixstreams keep values only, as Parquet.
+keeps ids, times and places, drops duplicates and commits rows and offsets to Iceberg. `naive` does the same work
+plainly, but for what a kill does to it; `bare` and quixstreams check rules only and keep values only, as Parquet.
+The mock cluster holds too few events for more than one commit, and a process's first one costs most; and quixstreams
+asks it for what it does not know. Figures to publish come from a real Kafka.
 """
 
 from __future__ import annotations
