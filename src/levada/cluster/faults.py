@@ -118,10 +118,16 @@ class Faults:
         helper = [*machines.python(GLUTTON), f"{cgroups.memory(group)}/cgroup.procs", str(pids[0]), str(limit)]
         try:
             run(helper, timeout=60)
-        except ClusterError:
-            # in version 2 the kernel ends all of the group, the helper too
-            if pids[0] in machines.of_container(node.cgroup, identity):
-                raise
+        except ClusterError as error:
+            failed = error
+
+            # The helper may have been ended too: in version 2 with all of its group, else by a second shortage while
+            # the first process, whose memory the kernel takes at once, was slow to end.
+            def ended() -> None:
+                if pids[0] in machines.of_container(node.cgroup, identity):
+                    raise failed
+
+            until(ended, 10)
 
     def shrink(self, namespace: str, pod: str, *, room: int) -> None:
         """Move the volume of a pod to a disk with `room` bytes left; what has it open is killed, as at `widen`.
