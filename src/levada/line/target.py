@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from levada.cluster import Cluster
+from levada.cluster import Cluster, ClusterError
 from levada.errors import UserError
 from levada.pipeline import Pipeline, parse_pipeline
 
@@ -148,9 +148,16 @@ class Target:
         return self._endpoints[component, port]
 
     def url(self, service: str, port: int) -> str:
-        """A URL on 127.0.0.1 that reaches the Service now."""
+        """A URL on 127.0.0.1 that reaches the Service now.
+
+        Raises:
+            LineError: there is no such Service, or no way to it.
+        """
         if self.cluster is not None:
-            return f"http://127.0.0.1:{self.cluster.forward(self.namespace, service, port)}"
+            try:
+                return f"http://127.0.0.1:{self.cluster.forward(self.namespace, service, port)}"
+            except ClusterError as error:
+                raise LineError(str(error)) from error
         forward = self._forwards.get((service, port))
         if forward is None or forward[0].poll() is not None:
             forward = self._forwards[service, port] = self._port_forward(service, port)

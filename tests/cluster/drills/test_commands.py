@@ -27,6 +27,12 @@ print(json.dumps(places))
 """
 
 
+def test_status_of_a_line_without_a_registry(line: Line) -> None:
+    told = levada(line, "status")
+    assert "kafka" in told
+    assert "orders" in told
+
+
 @pytest.mark.row(14, part="a CSV file on the cluster, sent twice")
 def test_a_file_is_sent_once(line: Line, tmp_path: Path) -> None:
     rows, file = settled(line), tmp_path / "events.csv"

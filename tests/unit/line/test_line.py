@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from levada.cluster import Cluster, ClusterError
 from levada.line.demo import read_rows
 from levada.line.install import check, merge
 from levada.line.status import Component, PipelineState, Status, quantity, render
-from levada.line.target import LineError
+from levada.line.target import LineError, Target
 from levada.pipeline import PipelineError, parse_pipeline
 
 PIPELINE = parse_pipeline(
@@ -83,3 +85,13 @@ def test_status_fits_eighty_columns() -> None:
     assert "not ready" in screen
     assert "812 MiB measured" in screen
     assert not status.ready
+
+
+def test_a_service_that_is_not_there_is_an_error_of_the_line() -> None:
+    class Without:
+        def forward(self, namespace: str, service: str, port: int) -> int:
+            raise ClusterError(f"services {service} not found")
+
+    target = Target(Path("kubectl"), Path("helm"), "own", cluster=cast(Cluster, Without()))
+    with pytest.raises(LineError, match="levada-mlflow not found"):
+        target.url("levada-mlflow", 5000)
