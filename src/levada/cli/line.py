@@ -98,8 +98,10 @@ def status(cluster: Cluster = "levada", context: Context = None, namespace: Name
     read = line.read(target)
     typer.echo(line.render(read))
     typer.echo("")
+    there = {service["metadata"]["name"] for service in target.objects("services")}
     for title, component, port, secret in line.PLACES:
-        typer.echo(f"{title:<12}{target.url(target.name(component), port):<26}{secret.format(release=target.release)}")
+        if (service := target.name(component)) in there:
+            typer.echo(f"{title:<12}{target.url(service, port):<26}{secret.format(release=target.release)}")
     target.close()
     raise typer.Exit(0 if read.ready else 1)
 

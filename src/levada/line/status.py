@@ -185,8 +185,9 @@ def render(status: Status) -> str:
 
 PLACES = (
     ("Collector", "collector", 8080, "key: Secret {release}-api-key"),
+    ("Order page", "orders", 8080, ""),
     ("Airflow", "airflow", 8080, "user and password: Secret {release}-airflow"),
     ("MLflow", "mlflow", 5000, ""),
     ("Prometheus", "prometheus", 9090, ""),
 )
-"""What a person opens: title, component, port and where its credentials are."""
+"""What a person opens if it is there: title, component, port and where its credentials are."""
