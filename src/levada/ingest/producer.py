@@ -25,6 +25,8 @@ _LOOK_AGAIN_SECONDS: Final = 0.3
 _GUARD_SECONDS: Final = 0.05
 _STALL_SECONDS: Final = 0.75
 _RENEW_SECONDS: Final = 1.0
+_STUCK_SECONDS: Final = 3.0
+_RENEW_GAP_SECONDS: Final = 20.0
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +75,7 @@ class AckProducer:
         self._reports: list[tuple[asyncio.Future[Outcome], Outcome]] = []
         self._waiting: dict[asyncio.Future[Outcome], float] = {}  # in the order they were sent, with the time
         self._acknowledged = self._connected = 0.0
+        self._stuck: dict[tuple[str, int], float] = {}  # partitions of which events only time out, with since when
         self._closing = threading.Event()
         self._suspect = asyncio.Event()
         self.topics: frozenset[str] = frozenset()
@@ -90,6 +93,7 @@ class AckProducer:
 
     def _connect(self) -> Producer:
         self._connected = time.monotonic()
+        self._stuck.clear()
         return Producer(
             {
                 **self._kafka.client(),
@@ -204,6 +208,16 @@ class AckProducer:
     def _report(self, future: asyncio.Future[Outcome], error: KafkaError | None, message: Message) -> None:
         outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
         self._reports.append((future, outcome))
+        place = (message.topic(), message.partition())
+        if error is None:
+            self._stuck.pop(place, None)
+        elif error.code() == KafkaError._MSG_TIMED_OUT and not self._fatal:
+            # librdkafka keeps to the leader it knows when a topic was made again, since the new one's leader epochs are
+            # lower than those it has seen; only a new client asks afresh.
+            now = time.monotonic()
+            if now - max(self._stuck.setdefault(place, now), self._connected + _RENEW_GAP_SECONDS) > _STUCK_SECONDS:
+                log.error("a partition takes nothing, a new client takes over", topic=place[0], partition=place[1])
+                self._fatal = True
 
     def _poll(self) -> None:
         while not self._closing.is_set():

@@ -46,7 +46,7 @@ def test_the_sink_stops_until_the_new_topic_is_accepted(line: Line, tmp_path: Pa
     for _ in "abc":
         headers = {"Authorization": f"Bearer {line.api_key}", "Idempotency-Key": str(uuid.uuid4())}
         # The collector answers 503 until it has seen the new topic; the same id again is one event.
-        wait_for(lambda headers=headers: line.post("drill", json=event, headers=headers).status_code == 202, 30)
+        wait_for(lambda headers=headers: line.post("drill", json=event, headers=headers).status_code == 202, 60)
     log = line.kubectl("logs", "deployment/" + line.target.name("sink-drill"), "--container=sink", "--tail=20")
     assert "topic-replaced" in log
     assert "levada sink --accept" in log
