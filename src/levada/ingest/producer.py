@@ -208,16 +208,23 @@ class AckProducer:
     def _report(self, future: asyncio.Future[Outcome], error: KafkaError | None, message: Message) -> None:
         outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
         self._reports.append((future, outcome))
-        place = (message.topic(), message.partition())
         if error is None:
-            self._stuck.pop(place, None)
+            if self._stuck:
+                self._stuck.pop((message.topic(), message.partition()), None)
         elif error.code() == KafkaError._MSG_TIMED_OUT and not self._fatal:
-            # librdkafka keeps to the leader it knows when a topic was made again, since the new one's leader epochs are
-            # lower than those it has seen; only a new client asks afresh.
-            now = time.monotonic()
-            if now - max(self._stuck.setdefault(place, now), self._connected + _RENEW_GAP_SECONDS) > _STUCK_SECONDS:
-                log.error("a partition takes nothing, a new client takes over", topic=place[0], partition=place[1])
-                self._fatal = True
+            self._timed_out(message.topic(), message.partition())
+
+    def _timed_out(self, topic: str, partition: int) -> None:
+        """Have a new client take over where a partition takes nothing.
+
+        librdkafka keeps to the leader it knows when a topic was made again, since the new one's leader epochs are lower
+        than those it has seen; only a new client asks afresh.
+        """
+        now = time.monotonic()
+        since = self._stuck.setdefault((topic, partition), now)
+        if now - max(since, self._connected + _RENEW_GAP_SECONDS) > _STUCK_SECONDS:
+            log.error("a partition takes nothing, a new client takes over", topic=topic, partition=partition)
+            self._fatal = True
 
     def _poll(self) -> None:
         while not self._closing.is_set():
