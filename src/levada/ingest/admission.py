@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from levada.event import Checker, EventError, Violation, parse
-from levada.ingest.problem import Problem
+from levada.http.problem import Problem
 from levada.ingest.screen import Screens, Suspicion
 from levada.ingest.seal import BusyError, Sealer
 from levada.pipeline import Pipeline, PipelineError, seconds

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
+import orjson
+
 from levada.event import Violation
+from levada.http.problem import Problem, unavailable
 from levada.ingest.admission import Declared, Envelope, Event
-from levada.ingest.problem import Problem, unavailable
 from levada.ingest.producer import NotAcknowledged, Outcome, Receipt
 
 MAX_KEY: Final = 50
@@ -28,6 +30,8 @@ _SPACE: Final = rb"[ \t\r\n]*+"
 # try again, or remember where it could.
 _OBJECT: Final = re.compile(rb'(\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\})' + _SPACE + rb"([,\]])" + _SPACE, re.DOTALL)
 _BEGIN: Final = re.compile(_SPACE + rb"\[" + _SPACE)
+
+_Sent = tuple[dict[str, Any], Envelope, asyncio.Future[Outcome]]
 
 Line = tuple[int, bytes]
 """Number, from 1, and bytes of one event."""
@@ -113,10 +117,11 @@ class Batch:
     ) -> None:
         self._declared, self._key, self._send, self._problem = declared, key, send, problem
         self._max_line_bytes, self._patience = max_line_bytes, patience
-        self._waiting: deque[list[tuple[dict[str, Any], Envelope, asyncio.Future[Outcome]]]] = deque()
+        self._waiting: deque[tuple[list[dict[str, Any]], list[_Sent]]] = deque()
         self._halt: Problem | None = None
-        self.receipts: list[dict[str, Any]] = []
-        """One a line, in order."""
+        self._settled: list[bytes] = []  # as JSON, which takes a tenth of the memory
+        self.statuses: Counter[int] = Counter()
+        """How many lines have which status."""
         self.retry_after = 0
         """Seconds after which lines that may be sent again should be; 0: there are none."""
 
@@ -127,23 +132,31 @@ class Batch:
             halt = self._halt
             if self._declared.seals and halt is None:
                 await self._seal(events)
-            waiting = []
+            receipts, sent = [], []
             for (number, _), event in zip(chunk, events, strict=True):
                 event_id = f"{self._key}-{number}"
-                receipt = {"line": number, "status": 202, "event_id": event_id}
-                self.receipts.append(receipt)
+                receipt: dict[str, Any] = {"line": number, "status": 202, "event_id": event_id}
+                receipts.append(receipt)
                 refusal = event if isinstance(event, Problem) else halt
                 if refusal is None and isinstance(event, Event):
                     envelope = self._declared.envelope(event, event_id)
-                    waiting.append((receipt, envelope, await self._produce(envelope)))
+                    sent.append((receipt, envelope, await self._produce(envelope)))
                 elif refusal is not None:
                     self._refuse(receipt, refusal)
-            self._waiting.append(waiting)
+            self._waiting.append((receipts, sent))
             if len(self._waiting) > _AHEAD:
                 await self._take()
             await asyncio.sleep(0)
         while self._waiting:
             await self._take()
+
+    def answer(self) -> bytes:
+        """The body of the answer, made in one piece and once: it may have megabytes."""
+        head = orjson.dumps({"batch": self._key, "acknowledged": self.statuses[202]})
+        parts, self._settled = self._settled, []
+        parts[0] = b'%b,"receipts":[%b' % (head[:-1], parts[0])
+        parts[-1] += b"]}"
+        return b",".join(parts)
 
     def _check(self, raw: bytes) -> Event | Problem:
         if len(raw) > self._max_line_bytes:
@@ -181,7 +194,8 @@ class Batch:
 
     async def _take(self) -> None:
         """Wait for the acknowledgements of the chunk that was sent first."""
-        for receipt, envelope, future in self._waiting.popleft():
+        receipts, sent = self._waiting.popleft()
+        for receipt, envelope, future in sent:
             outcome = await future
             if isinstance(outcome, Receipt):
                 receipt["partition"], receipt["offset"] = outcome.partition, outcome.offset
@@ -192,6 +206,8 @@ class Batch:
             self._refuse(receipt, problem)
             if problem.status == 503:
                 self._halt = unavailable("an earlier line was not acknowledged", retry_after=problem.retry_after or 1)
+        self.statuses.update(receipt["status"] for receipt in receipts)
+        self._settled.append(orjson.dumps(receipts)[1:-1])
 
     def _refuse(self, receipt: dict[str, Any], problem: Problem) -> None:
         receipt.update(problem.receipt())

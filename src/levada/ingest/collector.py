@@ -1,6 +1,7 @@
 """The collector: HTTP in front of Kafka. A 202 means that the brokers have the event; nothing else does.
 
-The application is bare ASGI: routing and requests by a framework cost several times what the rest of it does.
+The application is bare ASGI: routing and requests by a framework cost several times what the rest of it does. One event
+that nothing speaks against is answered without even that.
 """
 
 from __future__ import annotations
@@ -8,47 +9,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
+import random
 import re
-import socket
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import orjson
 import structlog
-import uvicorn
 import uvloop
 from prometheus_client import Counter, Gauge, Histogram
 
 from levada import process
 from levada.config import CollectorSettings, KafkaSettings, Settings, required
 from levada.event import Violation
-from levada.ingest import bulk, keys, openapi
+from levada.http import keys
+from levada.http.connection import Exchange, Limits
+from levada.http.keys import ApiKey, ApiKeys, load_keys
+from levada.http.problem import MEDIA_TYPE, Problem, unavailable
+from levada.http.reload import Reloaded
+from levada.http.server import Receive, Scope, Send, listen
+from levada.ingest import bulk, openapi
 from levada.ingest.admission import Declared, Envelope
-from levada.ingest.keys import ApiKey, ApiKeys, load_keys
-from levada.ingest.problem import MEDIA_TYPE, Problem, unavailable
-from levada.ingest.producer import AckProducer, NotAcknowledged, Outcome
-from levada.ingest.protocol import SWEEP_SECONDS, Connection, Limits, bounded
-from levada.ingest.reload import Declarations, Reloaded
+from levada.ingest.producer import AckProducer, NotAcknowledged, Outcome, Receipt
+from levada.ingest.reload import Declarations
 from levada.ingest.seal import Sealer, load_pepper
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 _REFRESH_SECONDS: Final = 2.0
-_DRAIN_SECONDS: Final = 1.0
-_LAST_CALL_SECONDS: Final = 0.3
-_GRACE_SECONDS: Final = 15
-_KEEP_ALIVE_SECONDS: Final = 15
 _GARBAGE_OBJECTS: Final = 10_000
 _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
 _JSON: Final = b"application/json"
+_JSON_LINE: Final = b"content-type: application/json\r\n"
 _NDJSON: Final = b"application/x-ndjson"
+_TARGET: Final = re.compile(rb"/v1/([a-z0-9-]+)/events")
 _ONCE: Final = frozenset((b"content-type", b"content-encoding", b"idempotency-key", b"host"))
 
 REQUESTS: Final = Counter("levada_collector_requests", "Requests answered.", ["pipeline", "status"])
@@ -69,6 +65,31 @@ log = structlog.get_logger(__name__)
 
 _NOTE_SECONDS: Final = 5.0
 _noted: dict[str, float] = {}
+_random: Final = random.Random()  # noqa: S311 - an id has to be unique, not secret
+
+
+class _Answer:
+    """Settles an exchange when its event is acknowledged: what a future is, without a round of the event loop."""
+
+    __slots__ = ("_collector", "_done", "begin", "declared", "event_id", "exchange", "review")
+
+    def __init__(
+        self, collector: Collector, exchange: Exchange, declared: Declared, event_id: str, review: bool
+    ) -> None:
+        self._collector = collector
+        self._done = False
+        self.exchange = exchange
+        self.declared = declared
+        self.event_id = event_id
+        self.review = review
+        self.begin = time.monotonic()
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, outcome: Outcome) -> None:
+        self._done = True
+        self._collector.settle(self, outcome)
 
 
 class Collector:
@@ -141,6 +162,58 @@ class Collector:
         if events:
             counters[1].inc(events)
 
+    def refused(self, status: int) -> None:
+        """Count a request that was refused before it was read."""
+        self.count("", status, 0)
+
+    def direct(self, exchange: Exchange) -> bool:
+        """Take a request of one event that nothing speaks against; what is wrong with another is told by ASGI."""
+        name = _TARGET.fullmatch(exchange.target)
+        if name is None or self.draining or self._in_flight >= self._settings.max_in_flight:
+            return False
+        body = exchange.body
+        try:
+            headers = _headers(exchange.headers)
+            declared = self._authorize(headers, name[1].decode())
+            if (
+                declared.seals
+                or _media_type(headers) != _JSON
+                or bulk.is_array(body)
+                or len(body) > self._settings.max_body_bytes
+                or self._held + len(body) > _MAX_HELD_BYTES
+            ):
+                return False
+            event_id = _event_id(headers) or _new_id()
+            event = declared.check(body)
+            producer = self._ready_for(declared, event_id)
+        except Problem:
+            return False
+        self._in_flight += 1
+        self._held += len(body)
+        # From here on it is ours: a screen that was asked twice would count the event twice.
+        envelope = declared.envelope(event, event_id)
+        waiter = _Answer(self, exchange, declared, event_id, envelope.review)
+        producer.send_for(waiter, envelope.topic, envelope.value, envelope.key, envelope.headers)
+        return True
+
+    def settle(self, answer: _Answer, outcome: Outcome) -> None:
+        """Answer an exchange that was taken."""
+        exchange, declared = answer.exchange, answer.declared
+        self._in_flight -= 1
+        self._held -= len(exchange.body)
+        name = declared.pipeline.name
+        if isinstance(outcome, Receipt):
+            status, lines = 202, _JSON_LINE
+            self._took(name, answer.begin)
+            body = _receipt(answer.event_id, outcome, answer.review)
+        else:
+            problem = _problem(outcome, declared, answer.event_id)
+            status, body = problem.status, problem.body()
+            named = {"content-type": MEDIA_TYPE.decode(), **problem.headers}
+            lines = "".join(f"{header.lower()}: {value}\r\n" for header, value in named.items()).encode()
+        self.count(name, status)
+        exchange.respond(status, lines, body)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
@@ -151,7 +224,9 @@ class Collector:
         media_type, counted = _JSON, 1
         extra: dict[str, str] = {}
         try:
-            headers = _headers(scope)
+            if scope["http_version"] not in ("1.1", "1.0"):
+                raise Problem(400, "this is not HTTP/1.1")
+            headers = _headers(scope["headers"], scope["http_version"] == "1.1")
             match parts:
                 case ["", "v1", _, "events"]:
                     _check_method(scope, "POST")
@@ -283,14 +358,7 @@ class Collector:
         if isinstance(outcome, NotAcknowledged):
             raise _problem(outcome, declared, event_id)
         self._took(declared.pipeline.name, begin)
-        receipt: dict[str, Any] = {
-            "event_id": event_id,
-            "partition": outcome.partition,
-            "offset": outcome.offset,
-        }
-        if envelope.review:
-            receipt["review"] = True
-        return orjson.dumps(receipt)
+        return _receipt(event_id, outcome, envelope.review)
 
     async def _batch(
         self, declared: Declared, key: str | None, body: bytes, many: bool
@@ -310,18 +378,15 @@ class Collector:
         )
         begin = time.monotonic()
         await batch.deliver(lines)
-        if not batch.receipts:
+        statuses = batch.statuses
+        if not statuses:
             raise Problem(400, "the batch is empty", errors=[Violation("", "json", "holds no event")])
-        statuses: dict[int, int] = {}
-        for receipt in batch.receipts:
-            statuses[receipt["status"]] = statuses.get(receipt["status"], 0) + 1
         for status, events in statuses.items():
             EVENTS.labels(declared.pipeline.name, status).inc(events)
         if 202 in statuses:
             self._took(declared.pipeline.name, begin)
-        answer = {"batch": key, "acknowledged": statuses.get(202, 0), "receipts": batch.receipts}
         extra = {"Retry-After": str(batch.retry_after)} if batch.retry_after else {}
-        return 202 if statuses.keys() == {202} else 207, orjson.dumps(answer), extra, 0
+        return 202 if statuses.keys() == {202} else 207, batch.answer(), extra, 0
 
     def _took(self, pipeline: str, begin: float) -> None:
         timer = self._timers.get(pipeline)
@@ -330,18 +395,16 @@ class Collector:
         timer.observe(time.monotonic() - begin)
 
 
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    """The headers by name; one that decides something may come once."""
+def _headers(given: Sequence[tuple[bytes, bytes]], host: bool = True) -> dict[bytes, bytes]:
+    """The headers by name; one that decides something may come once, and ``host`` may have to."""
     found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
+    for name, value in given:
         if name in found:
             if name in _ONCE:
                 raise Problem(400, f"send the header {name.decode()} once")
             value = b"" if name == b"authorization" else value
         found[name] = value
-    if scope["http_version"] not in ("1.1", "1.0"):
-        raise Problem(400, "this is not HTTP/1.1")
-    if b"host" not in found and scope["http_version"] == "1.1":
+    if host and b"host" not in found:
         raise Problem(400, "send the header host")
     return found
 
@@ -372,9 +435,16 @@ def _event_id(headers: dict[bytes, bytes]) -> str | None:
     return text
 
 
+def _receipt(event_id: str, outcome: Receipt, review: bool) -> bytes:
+    receipt: dict[str, Any] = {"event_id": event_id, "partition": outcome.partition, "offset": outcome.offset}
+    if review:
+        receipt["review"] = True
+    return orjson.dumps(receipt)
+
+
 def _new_id() -> str:
-    """A random UUID, at a quarter of what uuid.uuid4 costs."""
-    text = os.urandom(16).hex()
+    """A random UUID. Not by os.urandom: for a system call the interpreter's lock would change hands."""
+    text = f"{_random.getrandbits(128):032x}"
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:]}"
 
 
@@ -407,56 +477,10 @@ def _no_topic(topic: str, event_id: str | None) -> Problem:
     return unavailable(f"topic {topic} does not exist: run levada topics apply", retry_after=30, event_id=event_id)
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers: the process has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def _sweep(server: uvicorn.Server) -> None:
-    """Have each connection look at its deadline, now and then: a timer a request would cost more."""
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS)
-        now = time.monotonic()
-        for connection in list(server.server_state.connections):
-            assert isinstance(connection, Connection)  # noqa: S101
-            connection.check(now)
-
-
 async def _serve(collector: Collector, settings: CollectorSettings, stop: threading.Event) -> None:
-    """Answer requests until ``stop``; then tell clients to go, stop listening, and finish what is under way."""
     limits = Limits(settings.header_timeout, settings.body_timeout, settings.max_header_bytes, settings.max_connections)
-    config = uvicorn.Config(
-        collector,
-        http=bounded(limits, lambda status: collector.count("", status, 0)),
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
-    server = _Server(config)
     async with collector.running():
-        # Ours, and as long as uvicorn's, because it has to be shortened before it is closed.
-        listener = socket.create_server(("0.0.0.0", settings.port), backlog=config.backlog)  # noqa: S104
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        sweeping = asyncio.create_task(_sweep(server))
-        while not (stop.is_set() or serving.done()):
-            await asyncio.sleep(0.1)
-        collector.draining = True
-        if not serving.done():
-            await asyncio.sleep(_DRAIN_SECONDS)
-            # The kernel takes no more connections; those that it has are accepted, not reset with the port.
-            listener.listen(0)
-            await asyncio.sleep(_LAST_CALL_SECONDS)
-        server.should_exit = True
-        await serving
-        sweeping.cancel()
+        await listen(collector, settings.port, limits, stop)
 
 
 def run(settings: Settings) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -50,6 +50,17 @@ class NotAcknowledged:
 
 Outcome = Receipt | NotAcknowledged
 
+
+class Waiter(Protocol):
+    """Whoever waits for an acknowledgement, such as a future."""
+
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+
+    def set_result(self, outcome: Outcome, /) -> None:
+        """Take the outcome; called once, in the event loop. Does not raise."""
+
+
 _KINDS: Final[dict[int, Literal["unknown-topic", "too-large", "queue-full"]]] = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: "unknown-topic",
     KafkaError._UNKNOWN_TOPIC: "unknown-topic",
@@ -72,8 +83,8 @@ class AckProducer:
     def __init__(self, kafka: KafkaSettings, collector: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._timeout = collector.delivery_timeout
-        self._reports: list[tuple[asyncio.Future[Outcome], Outcome]] = []
-        self._waiting: dict[asyncio.Future[Outcome], float] = {}  # in the order they were sent, with the time
+        self._reports: list[tuple[Waiter, Outcome]] = []
+        self._waiting: dict[Waiter, float] = {}  # in the order they were sent, with the time
         self._acknowledged = self._connected = 0.0
         self._stuck: dict[tuple[str, int], float] = {}  # partitions of which events only time out, with since when
         self._closing = threading.Event()
@@ -130,18 +141,24 @@ class AckProducer:
     ) -> asyncio.Future[Outcome]:
         """Produce one event; the future is settled by its acknowledgement, or the want of it, and never raises."""
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        if not self.reachable:
-            future.set_result(NotAcknowledged("unreachable", "no broker answers"))
-            return future
-        try:
-            self._producer.produce(topic, value, key, headers=headers, on_delivery=partial(self._report, future))
-        except BufferError:
-            future.set_result(NotAcknowledged("queue-full", "too many events wait for Kafka"))
-        except KafkaException as error:
-            future.set_result(_refused(error.args[0]))
-        else:
-            self._waiting[future] = time.monotonic()
+        self.send_for(future, topic, value, key, headers)
         return future
+
+    def send_for(
+        self, waiter: Waiter, topic: str, value: bytes, key: str | bytes, headers: list[tuple[str, str]]
+    ) -> None:
+        """Produce one event for somebody who is told of its acknowledgement, or the want of it, maybe at once."""
+        if not self.reachable:
+            waiter.set_result(NotAcknowledged("unreachable", "no broker answers"))
+            return
+        try:
+            self._producer.produce(topic, value, key, headers=headers, on_delivery=partial(self._report, waiter))
+        except BufferError:
+            waiter.set_result(NotAcknowledged("queue-full", "too many events wait for Kafka"))
+        except KafkaException as error:
+            waiter.set_result(_refused(error.args[0]))
+        else:
+            self._waiting[waiter] = time.monotonic()
 
     async def _look(self, patience: float) -> None:
         """See which topics exist, and whether Kafka answers."""
@@ -195,19 +212,19 @@ class AckProducer:
                 self._lost("nothing is acknowledged")
                 self._suspect.set()
             late = now - self._timeout - _STALL_SECONDS
-            overdue = [future for future, sent in self._waiting.items() if sent < late] if oldest < late else []
-            self._settle([(future, NotAcknowledged("failed", "no report in time")) for future in overdue])
+            overdue = [waiter for waiter, sent in self._waiting.items() if sent < late] if oldest < late else []
+            self._settle([(waiter, NotAcknowledged("failed", "no report in time")) for waiter in overdue])
 
     def _lost(self, why: str) -> None:
         if self.reachable or not self.seen:
             log.warning("Kafka does not answer", error=why)
         self.reachable = False
         failed = NotAcknowledged("failed", f"Kafka did not acknowledge the event: {why}")
-        self._settle([(future, failed) for future in self._waiting])
+        self._settle([(waiter, failed) for waiter in self._waiting])
 
-    def _report(self, future: asyncio.Future[Outcome], error: KafkaError | None, message: Message) -> None:
+    def _report(self, waiter: Waiter, error: KafkaError | None, message: Message) -> None:
         outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
-        self._reports.append((future, outcome))
+        self._reports.append((waiter, outcome))
         if error is None:
             if self._stuck:
                 self._stuck.pop((message.topic(), message.partition()), None)
@@ -240,13 +257,13 @@ class AckProducer:
                 reports, self._reports = self._reports, []
                 self._loop.call_soon_threadsafe(self._settle, reports)
 
-    def _settle(self, reports: list[tuple[asyncio.Future[Outcome], Outcome]]) -> None:
+    def _settle(self, reports: list[tuple[Waiter, Outcome]]) -> None:
         acknowledged = False
-        for future, outcome in reports:
-            self._waiting.pop(future, None)
+        for waiter, outcome in reports:
+            self._waiting.pop(waiter, None)
             acknowledged |= isinstance(outcome, Receipt)
-            if not future.done():  # else it took too long: the client has had its answer
-                future.set_result(outcome)
+            if not waiter.done():  # else it took too long: the client has had its answer
+                waiter.set_result(outcome)
         if acknowledged:
             self._acknowledged = time.monotonic()
 

@@ -1,64 +1,19 @@
-"""Files that may change while a process runs: declarations and API keys, mounted from ConfigMaps and Secrets."""
+"""The declarations, which may change while the collector runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final, Generic, TypeVar
 
 import structlog
-from prometheus_client import Gauge
 
+from levada.http.reload import BROKEN, Reloaded
 from levada.ingest.admission import Declared
 from levada.ingest.seal import Sealer
 from levada.pipeline import declared_names, load_pipeline, load_pipelines
 
-BROKEN: Final = Gauge(
-    "levada_collector_file_broken", "1 while a changed file is not usable and its last good content is used.", ["file"]
-)
-
 log = structlog.get_logger(__name__)
-
-_T = TypeVar("_T")
-
-
-class Reloaded(Generic[_T]):
-    """The content of a file, loaded again when the file changes; a broken change leaves the last good content.
-
-    Kubernetes replaces mounted files by swapping a symbolic link, so a change is seen in inode and time of what the
-    path leads to.
-    """
-
-    def __init__(self, path: Path, load: Callable[[], _T]) -> None:
-        self._path = path
-        self._load = load
-        self._loaded = self._failed = self._fingerprint()
-        self.value = load()
-
-    def refresh(self) -> None:
-        """Load the file again if it changed."""
-        found = self._fingerprint()
-        if found == self._loaded:
-            return
-        try:
-            self.value = self._load()
-        except Exception as error:
-            BROKEN.labels(self._path.name).set(1)
-            if found != self._failed:
-                log.error("changed file not usable, the last good one stays", file=str(self._path), error=str(error))
-            self._failed = found
-            return
-        self._loaded = self._failed = found
-        BROKEN.labels(self._path.name).set(0)
-        log.info("loaded", file=str(self._path))
-
-    def _fingerprint(self) -> tuple[int, int, int]:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 class Declarations(Mapping[str, Declared]):

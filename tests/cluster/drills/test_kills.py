@@ -90,26 +90,37 @@ def test_no_broker_answers(line: Line) -> None:
     before = resident(line, "collector")
     with signalled(processes(line, "kafka"), signal.SIGSTOP, signal.SIGCONT):
         stop = time.monotonic() + 20
-        slowest = 0.0
+        refusals: list[float] = []
+        floor: list[float] = []
 
         def client(number: int) -> None:
-            nonlocal slowest
             with httpx.Client() as connection:
                 while time.monotonic() < stop:
-                    started = time.monotonic()
                     answer = post(line, f"away-{number}", connection)
-                    slowest = max(slowest, time.monotonic() - started)
+                    refusals.append(answer.elapsed.total_seconds())
                     assert answer.status_code == 503, answer.text
                     assert int(answer.headers["Retry-After"]) >= 1
+                    time.sleep(0.2)
 
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(client, range(16)))
+        def idle(_: int) -> None:
+            with httpx.Client() as connection:
+                while time.monotonic() < stop:
+                    floor.append(connection.get(f"{line.collector_url}/livez").elapsed.total_seconds())
+                    time.sleep(0.05)
+
+        with ThreadPoolExecutor(17) as pool:
+            for done in [pool.submit(idle, 0), *(pool.submit(client, number) for number in range(16))]:
+                done.result()
         grown = resident(line, "collector") - before
     healed = time.monotonic()
     wait_for(lambda: post(line, "after").status_code == 202, 30)
     back = time.monotonic() - healed
-    print(f"503 after at most {slowest:.2f} s, collector {grown / 2**20:+.0f} MiB, answers {back:.1f} s after the heal")
-    assert slowest <= 1.5  # the promise is 1 s; two cores carry the sixteen clients as well
+    print(
+        f"{len(refusals)} times 503 after at most {max(refusals):.2f} s (an answer without work {max(floor):.2f} s), "
+        f"collector {grown / 2**20:+.0f} MiB, answers {back:.1f} s after the heal"
+    )
+    # An answer that waits for nothing says what the two cores, which carry the clients as well, took of the second.
+    assert max(refusals) <= 1 + max(0.2, 2 * max(floor))
     assert grown <= 64 * 2**20
     assert back <= 5
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from levada.http.problem import Problem
 from levada.ingest import bulk
 from levada.ingest import collector as module
 from levada.ingest.admission import Declared, Envelope
 from levada.ingest.bulk import Batch, items_of, lines_of
-from levada.ingest.problem import Problem
 from levada.ingest.producer import NotAcknowledged, Outcome, Receipt
 from levada.pipeline import parse_pipeline
 
@@ -150,7 +150,7 @@ def test_after_a_line_that_was_not_acknowledged_none_is_begun() -> None:
         return found
 
     found = asyncio.run(run())
-    statuses = [receipt["status"] for receipt in found.receipts]
+    statuses = [receipt["status"] for receipt in json.loads(found.answer())["receipts"]]
     assert statuses[250] == 503
     begun = statuses.index(503, 251)  # what was under way already
     assert begun <= 250 + (bulk._AHEAD + 2) * bulk._CHUNK
@@ -162,7 +162,7 @@ def test_a_full_queue_is_waited_for() -> None:
     async def run(outcomes: list[Outcome]) -> list[dict[str, Any]]:
         found = batch(iter(outcomes))
         await found.deliver(iter([(1, line()), (2, line())]))
-        return found.receipts
+        return json.loads(found.answer())["receipts"]
 
     full = NotAcknowledged("queue-full", "")
     assert [r["status"] for r in asyncio.run(run([full, full, Receipt(0, 1), Receipt(0, 2)]))] == [202, 202]

@@ -167,12 +167,12 @@ def test_a_new_declaration_and_a_new_key_are_taken_up(
     kafka.make_topic("late")
     declaration = settings.pipelines / "late.json"
     declaration.write_text(json.dumps({"fields": {"n": {"type": "lng"}}}))
-    wait_until(lambda: REGISTRY.get_sample_value("levada_collector_file_broken", {"file": "late.json"}) == 1)
+    wait_until(lambda: REGISTRY.get_sample_value("levada_file_broken", {"file": "late.json"}) == 1)
     assert client.post("/v1/late/events", headers=KEY, json={"n": 1}).status_code == 404
     declaration.write_text(json.dumps({"fields": {"n": {"type": "long"}}}))
     wait_until(lambda: client.post("/v1/late/events", headers=KEY, json={"n": 1}).status_code == 202)
     declaration.write_text("{")  # the last good one stays
-    wait_until(lambda: REGISTRY.get_sample_value("levada_collector_file_broken", {"file": "late.json"}) == 1)
+    wait_until(lambda: REGISTRY.get_sample_value("levada_file_broken", {"file": "late.json"}) == 1)
     assert client.post("/v1/late/events", headers=KEY, json={"n": 1}).status_code == 202
     declaration.unlink()
     wait_until(lambda: client.post("/v1/late/events", headers=KEY, json={"n": 1}).status_code == 404)

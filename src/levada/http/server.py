@@ -1,0 +1,90 @@
+"""Listening: a server that drains before it stops, so that a rolling update fails no request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any, Final, Protocol
+
+import uvicorn
+
+from levada.http.connection import SWEEP_SECONDS, Connection, Exchange, Limits, bounded
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_DRAIN_SECONDS: Final = 1.0
+_LAST_CALL_SECONDS: Final = 0.3
+_GRACE_SECONDS: Final = 15
+_KEEP_ALIVE_SECONDS: Final = 15
+
+
+class Application(Protocol):
+    """What is served: ASGI, with a short way for the requests that matter most."""
+
+    draining: bool
+    """Set while clients are to be told to close their connections."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request by ASGI."""
+
+    def direct(self, exchange: Exchange) -> bool:
+        """Whether it has taken the exchange; what it leaves goes by ASGI. Does not raise."""
+
+    def refused(self, status: int) -> None:
+        """Note the status of a request that was refused before the application saw it."""
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: the process has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _sweep(server: uvicorn.Server) -> None:
+    """Have each connection look at its deadline, now and then: a timer a request would cost more."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        now = time.monotonic()
+        for connection in list(server.server_state.connections):
+            assert isinstance(connection, Connection)  # noqa: S101
+            connection.check(now)
+
+
+async def listen(app: Application, port: int, limits: Limits, stop: threading.Event) -> None:
+    """Answer requests until ``stop``; then tell clients to go, stop listening, and finish what is under way."""
+    config = uvicorn.Config(
+        app,
+        http=bounded(limits, app.refused, app.direct),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    server = _Server(config)
+    # Ours, and as long as uvicorn's, because it has to be shortened before it is closed.
+    listener = socket.create_server(("0.0.0.0", port), backlog=config.backlog)  # noqa: S104
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    sweeping = asyncio.create_task(_sweep(server))
+    while not (stop.is_set() or serving.done()):
+        await asyncio.sleep(0.1)
+    app.draining = True
+    if not serving.done():
+        await asyncio.sleep(_DRAIN_SECONDS)
+        # The kernel takes no more connections; those that it has are accepted, not reset with the port.
+        listener.listen(0)
+        await asyncio.sleep(_LAST_CALL_SECONDS)
+    server.should_exit = True
+    await serving
+    sweeping.cancel()
