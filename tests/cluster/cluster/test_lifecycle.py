@@ -18,6 +18,8 @@ import pytest
 from levada.cluster import Cluster, ClusterError, Console, addons, cgroups, down, machines, network, oci, up
 from levada.cluster.plan import STATE
 
+from .traces import assert_no_trace
+
 NAME = "levada-cluster-test"
 WEB = """
 apiVersion: v1
@@ -221,16 +223,7 @@ def test_power_loss(cluster: Cluster, page: tuple[str, str], lost: bool) -> None
 def test_down_leaves_nothing(cluster: Cluster, page: tuple[str, str]) -> None:
     port = cluster.forward("web", "web", 80)
     down(NAME, Console())
-    assert not (STATE / NAME).exists()
-    assert not list(Path("/sys/fs/cgroup").rglob(f"levada.{NAME}*"))
-    assert not list(Path("/run/netns").glob(f"{NAME}-*"))
-    assert NAME not in Path("/proc/self/mountinfo").read_text()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            assert f"/levada.{NAME}/" not in (process / "cgroup").read_text()
-            assert f"clusters/{NAME}/".encode() not in (process / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    assert_no_trace(NAME)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
     with pytest.raises(ClusterError, match="levada cluster up"):

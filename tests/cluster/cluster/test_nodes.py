@@ -16,6 +16,8 @@ import pytest
 from levada.cluster import Cluster, ClusterError, Console, Direction, addons, cgroups, down, network, oci, sharing, up
 from levada.cluster.plan import STATE
 
+from .traces import assert_no_trace
+
 NAME = "levada-nodes-test"
 NODES = (1, 2, 3)
 SERVICE = "web.web.svc.cluster.local"
@@ -367,16 +369,7 @@ def test_up_undoes_every_fault(cluster: Cluster, pods: dict[int, str]) -> None:
 def test_down_works_in_any_fault_and_leaves_nothing(cluster: Cluster, pods: dict[int, str]) -> None:
     break_all(cluster)
     down(NAME, Console())
-    assert not (STATE / NAME).exists()
-    assert not list(Path("/sys/fs/cgroup").rglob(f"levada.{NAME}*"))
-    assert not list(Path("/run/netns").glob(f"{NAME}-*"))
-    assert NAME not in Path("/proc/self/mountinfo").read_text()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            assert f"/levada.{NAME}/" not in (process / "cgroup").read_text()
-            assert f"clusters/{NAME}/".encode() not in (process / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    assert_no_trace(NAME)
 
 
 def break_all(cluster: Cluster) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from levada.line import install
 from levada.line.drill import Drill, Plan, Result
-from levada.line.target import ready_pods
 
 from ..conftest import Line, installed, wait_for
 
+_LOOKS = 12
 VALUES = (
     install.ROOT / "values" / "profiles" / "nano.yaml",
     install.ROOT / "examples" / "drill" / "values.yaml",
@@ -45,9 +47,17 @@ def drill(line: Line, plan: Plan, folder: Path, pipeline: str = "drill") -> Resu
     return result
 
 
-def whole(line: Line, timeout: float = 180) -> float:
-    """Wait until every pod is ready, brokers in sync with the others; the seconds it took."""
-    return wait_for(lambda: all(ready_pods([pod]) for pod in line.pods().values()), timeout)
+def sink_metrics(line: Line, pipeline: str) -> dict[str, Counter[str]]:
+    """Pod → sum of each metric of its sink, over the labels."""
+    pods = line.target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
+    found: dict[str, Counter[str]] = {}
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        sums = found[name] = Counter()
+        for family in text_string_to_metric_families(line.target.pod_metrics(name)):
+            for sample in family.samples:
+                sums[sample.name] += int(sample.value)
+    return found
 
 
 def levada(line: Line, *arguments: str, code: int = 0, timeout: float = 300) -> str:
@@ -78,5 +88,4 @@ def settled(line: Line, pipeline: str = "drill") -> int:
     return found[-1]
 
 
-_LOOKS = 12
 """Looks, half a second or more apart."""

@@ -9,7 +9,7 @@ import pytest
 from levada.line.drill import Plan
 
 from ..conftest import Line
-from .conftest import drill, whole
+from .conftest import drill
 
 NOTICED = 2.0
 """Seconds: no batch waits so long but for a broker that does not answer."""
@@ -34,4 +34,4 @@ def test_a_node_loses_its_power(line: Line, tmp_path: Path) -> None:
     assert result.good
     assert result.ledger.longest > NOTICED
     assert line.target.cluster.faults.active() == []
-    whole(line)
+    line.wait_until_ready(180)

@@ -8,36 +8,22 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from levada.line.drill import Plan
 from levada.line.target import LineError
 
 from ..conftest import Line, wait_for
-from .conftest import drill
+from .conftest import drill, sink_metrics
 
 EVENTS = int(os.environ.get("LEVADA_WIDE_EVENTS", "40000"))
 
 
-def told(line: Line, pipeline: str) -> dict[str, Counter[str]]:
-    """Pod → sum of each metric of its sink."""
-    pods = line.target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
-    found: dict[str, Counter[str]] = {}
-    for pod in pods:
-        name = pod["metadata"]["name"]
-        sums = found[name] = Counter()
-        for family in text_string_to_metric_families(line.target.pod_metrics(name)):
-            for sample in family.samples:
-                sums[sample.name] += int(sample.value)
-    return found
-
-
 @pytest.mark.row(12)
 def test_three_sinks_share_a_table(line: Line, tmp_path: Path) -> None:
-    before = told(line, "wide")
+    before = sink_metrics(line, "wide")
     result = drill(line, Plan(events=EVENTS, faults=0, seed=3), tmp_path, "wide")
     assert result.good
-    new = {pod: sums - before[pod] for pod, sums in told(line, "wide").items()}
+    new = {pod: sums - before[pod] for pod, sums in sink_metrics(line, "wide").items()}
     assert len(new) == 3
     rows = [sums["levada_sink_rows_total"] for sums in new.values()]
     together = sum(new.values(), Counter())

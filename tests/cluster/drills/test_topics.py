@@ -6,12 +6,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from levada.line.drill import Plan
 
 from ..conftest import Line, wait_for
-from .conftest import as_admin, drill, levada, settled
+from .conftest import as_admin, drill, levada, settled, sink_metrics
 
 DELETE = """
 import json, sys
@@ -29,12 +28,8 @@ def renew(line: Line, topic: str) -> None:
     assert f"topic {topic}" in levada(line, "topics", "apply")
 
 
-def sample(line: Line, pipeline: str, name: str) -> float:
-    """Sum of a metric over its labels, as the pipeline's sink tells."""
-    pods = line.target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
-    text = "".join(line.target.pod_metrics(pod["metadata"]["name"]) for pod in pods)
-    families = text_string_to_metric_families(text)
-    return sum(each.value for family in families for each in family.samples if each.name == name)
+def sample(line: Line, pipeline: str, name: str) -> int:
+    return sum(sums[name] for sums in sink_metrics(line, pipeline).values())
 
 
 @pytest.mark.row(20)
