@@ -2,10 +2,13 @@
 
 The gate writes one record a version into the registry, as two tags; the predictor believes no alias but the newest
 record whose signature verifies. So a tag or alias that was written by another hand changes nothing.
+
+A roll-back is a record too, in two tags of its own: what the gate said of a version stays as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,8 +20,18 @@ RUN_TAG: Final = "levada.run"
 SNAPSHOT_TAG: Final = "levada.snapshot"
 GATE_TAG: Final = "levada.gate"
 SIGNATURE_TAG: Final = "levada.gate.signature"
+ROLLBACK_TAG: Final = "levada.rollback"
+ROLLBACK_SIGNATURE_TAG: Final = "levada.rollback.signature"
+EXAMPLE_TAG: Final = "levada.example.sha256"
+"""Hex digest of :data:`EXAMPLE_FILE`."""
 ALIAS: Final = "champion"
 MODEL_FILE: Final = "onnx/model.onnx"
+EXAMPLE_FILE: Final = "onnx/example.json"
+"""``{"instances": [at most 5 rows], "scores": [one list a row]}``: what the model must answer wherever it is loaded."""
+
+Outcome = Literal["promoted", "kept", "refused", "needs approval", "rolled back"]
+"""Kept: good enough, but not better than the champion, which stays. Refused: not good enough for any use. Needs
+approval: the data or the evidence is not such that a program should decide. Rolled back: a person took it out again."""
 
 
 class EvidenceError(ValueError):
@@ -37,14 +50,14 @@ class EvidenceError(ValueError):
 class Record:
     """The gate's decision on one version."""
 
-    outcome: Literal["promoted", "kept", "refused"]
+    outcome: Outcome
     version: str
     """The version that was judged."""
     champion: str | None
     """The version that serves after the decision; None while there is none."""
     metric: str
     value: float
-    """The metric of the judged version on its frozen evaluation set."""
+    """The metric of the judged version on the frozen evaluation set."""
     champion_value: float | None
     """The metric of the champion before the decision, on the same set; None if there was none to compare with."""
     reason: str
@@ -52,10 +65,27 @@ class Record:
     """Hex digest of the judged model file."""
     decided_at: str
     """RFC 3339 in UTC with microseconds, later than every earlier decision on the same model."""
+    generation: int = 0
+    """How often the champion had changed, this decision included; a decision that changes nothing repeats it."""
+    approved_by: str | None = None
+    """Who let it serve where the gate alone would not have decided, or rolled it back."""
+    approved_why: str | None = None
+    """Why, in that person's words."""
+    report_sha256: str | None = None
+    """Hex digest of the report, which has the digests of all data that was looked at."""
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, TypeError: it is no record.
+        """
+        return cls(**json.loads(text))
 
 
 def sign(key: bytes, model: str, record: str) -> str:
@@ -64,31 +94,39 @@ def sign(key: bytes, model: str, record: str) -> str:
 
 
 def verify(key: bytes, model: str, version: str, tags: Mapping[str, str]) -> Record:
-    """The record in a version's tags.
+    """The gate's record in a version's tags.
 
     Raises:
         EvidenceError: there is none, its signature is not ours, or it is about another version.
     """
     text, signature = tags.get(GATE_TAG), tags.get(SIGNATURE_TAG)
-    if text is None or signature is None:
-        raise EvidenceError("unsigned", f"{model} version {version} has no signed record of the gate")
-    if not hmac.compare_digest(sign(key, model, text).encode(), signature.encode()):
-        raise EvidenceError("signature", f"{model} version {version}: the signature of the gate's record is not ours")
-    try:
-        record = Record(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise EvidenceError("record", f"{model} version {version}: the gate's record cannot be read") from error
+    record = _read(key, model, version, text, signature)
     if record.version != version:
         raise EvidenceError("record", f"{model} version {version} carries the record of version {record.version}")
     return record
 
 
 def newest(key: bytes, model: str, versions: Iterable[tuple[str, Mapping[str, str]]]) -> Record | None:
-    """The latest decision among versions given as (version, tags); those that do not verify are passed over."""
+    """The latest decision among versions given as (version, tags); those that do not verify are passed over.
+
+    A roll-back counts wherever it is found. It is written to both versions it is about, so it is seen from the one
+    that the alias names, however many versions were trained since.
+    """
     records = []
     for version, tags in versions:
-        try:
+        with contextlib.suppress(EvidenceError):
             records.append(verify(key, model, version, tags))
-        except EvidenceError:
-            continue
-    return max(records, key=lambda record: record.decided_at, default=None)
+        with contextlib.suppress(EvidenceError):
+            records.append(_read(key, model, version, tags.get(ROLLBACK_TAG), tags.get(ROLLBACK_SIGNATURE_TAG)))
+    return max(records, key=lambda record: (record.generation, record.decided_at), default=None)
+
+
+def _read(key: bytes, model: str, version: str, text: str | None, signature: str | None) -> Record:
+    if text is None or signature is None:
+        raise EvidenceError("unsigned", f"{model} version {version} has no signed record of the gate")
+    if not hmac.compare_digest(sign(key, model, text).encode(), signature.encode()):
+        raise EvidenceError("signature", f"{model} version {version}: the signature of the gate's record is not ours")
+    try:
+        return Record.from_json(text)
+    except (ValueError, TypeError) as error:
+        raise EvidenceError("record", f"{model} version {version}: the gate's record cannot be read") from error

@@ -135,15 +135,76 @@ class Lake(_Model):
     """An event whose own time lies further in the future than this becomes a dead letter."""
 
 
+class Drift(_Model):
+    """How far new data may lie from what the champion was trained on before a person has to look."""
+
+    psi: Annotated[float, Property(gt=0, le=10)] = 0.2
+    """A field or the label whose population stability index goes above this, by more than chance explains, raises the
+    alarm. In credit scoring, where the index is from, 0.1 is called small and 0.25 large."""
+    duplicates: Annotated[float, Property(ge=0, le=1)] = 0.2
+    """The share of rows that repeat an earlier row may exceed that of the champion's training data by this."""
+
+
 class Gate(_Model):
     """What a new model must show before it serves."""
 
-    metric: Literal["accuracy"] = "accuracy"
-    """The metric that is compared, on rows that no training saw."""
-    floor: Annotated[float, Property(ge=0, le=1)] = 0.9
-    """A model below this value never serves."""
-    margin: Annotated[float, Property(ge=0, le=1)] = 0.005
-    """A challenger must beat the champion by more than this; a tie does not promote."""
+    metric: Literal["accuracy", "log_loss", "rmse", "r2"] = "accuracy"
+    """The metric that is compared, on rows that no training saw. `rmse` and `r2` make the model a regression."""
+    floor: float | None = None
+    """A model worse than this never serves: the least accuracy (0.9 by default) or r2, the most log_loss or rmse."""
+    margin: Annotated[float, Property(ge=0)] = 0.005
+    """A challenger must beat the champion by more than this, in units of the metric; a tie does not promote."""
+    significance: Annotated[float, Property(gt=0, lt=0.5)] = 0.01
+    """Greatest chance that a challenger no better than the champion looks better by luck."""
+    least_rows: Annotated[int, Property(ge=10)] = 100
+    """Rows that the frozen evaluation set needs before a challenger may replace a champion without approval."""
+    slices: dict[Annotated[str, Property(pattern=FIELD_NAME)], float] = {}
+    """Field → floor that each of its values must reach by itself, for string, long and boolean fields."""
+    calibration: Annotated[float, Property(gt=0, le=1)] = 0.2
+    """Greatest expected calibration error of a classifier's probabilities."""
+    window: Annotated[int, Property(ge=50)] = 1000
+    """The newest rows that are looked at by themselves, beside everything that came since the champion was trained."""
+    drift: Drift = Drift()
+    """How far new data may lie from what the champion was trained on before a person has to look."""
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts a number instead of a class."""
+        return self.metric in ("rmse", "r2")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value of the metric is a better one."""
+        return self.metric in ("accuracy", "r2")
+
+    @property
+    def worst(self) -> float:
+        """The worst value of the metric with which a model may serve."""
+        return 0.9 if self.floor is None else self.floor
+
+    @model_validator(mode="after")
+    def _has_a_floor(self) -> Self:
+        if self.floor is None and self.metric != "accuracy":
+            raise ValueError(f"floor is missing: which {self.metric} is good enough only you can say")
+        if self.metric == "accuracy" and not 0 <= self.worst <= 1:
+            raise ValueError(f"floor is {self.worst:g}; an accuracy is between 0 and 1")
+        return self
+
+
+class Split(_Model):
+    """Which rows are held out from training, about one in five; equal rows are never on both sides."""
+
+    by: Literal["content", "group", "time"] = "content"
+    """`content`: by a hash of the features. `group`: rows with one value of `field` stay together. `time`: the newest
+    rows by their event time."""
+    field: str | None = None
+    """The field whose values are groups."""
+
+    @model_validator(mode="after")
+    def _names_its_group(self) -> Self:
+        if (self.by == "group") != (self.field is not None):
+            raise ValueError("field belongs to `by: group`, and is needed there")
+        return self
 
 
 class Model(_Model):
@@ -152,11 +213,15 @@ class Model(_Model):
     enabled: bool = True
     """Whether a training DAG exists."""
     label: str
-    """The field that the model predicts: a string, long or boolean field."""
+    """The field that the model predicts: a string, long or boolean field; a long or double one for a regression."""
     features: Annotated[tuple[str, ...], Property(min_length=1)] | None = None
     """The fields that the model sees; by default all but the label, the key, sensitive ones and timestamps."""
     trainer: Annotated[str, Property(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "levada.registry.trainers:linear"
-    """``module:function`` in the trainer image that returns the untrained estimator."""
+    """``module:function`` in the image that trains; it returns a fitted estimator or an ONNX model."""
+    image: Annotated[str, Property(pattern=r"^\S*$")] = ""
+    """Image that trains, with the trainer's module in it, built on Levada's; empty: `batch.trainer.image`."""
+    split: Split = Split()
+    """Which rows are held out from training."""
     schedule: str = "@hourly"
     """When training runs: a cron expression, an Airflow preset, or ``none`` for by hand only."""
     gate: Gate = Gate()
@@ -271,14 +336,29 @@ class Declaration(_Model):
     def _bad_model(self, model: Model) -> list[str]:
         problems = self._unknown("model.label", model.label)
         label = self.fields.get(model.label)
-        if label is not None and label.type not in ("string", "long", "boolean"):
-            problems.append(f"model.label `{model.label}` is a {label.type}; a class is a string, long or boolean")
+        if label is not None and model.gate.regression and label.type not in ("long", "double"):
+            problems.append(f"model.label `{model.label}` is a {label.type}; a regression predicts a long or a double")
+        if label is not None and not model.gate.regression and label.type not in ("string", "long", "boolean"):
+            problems.append(
+                f"model.label `{model.label}` is a {label.type}; a class is a string, long or boolean "
+                "(a number is predicted with gate.metric rmse or r2)"
+            )
         for feature in model.features or ():
             problems += self._unknown("model.features", feature)
             if feature == model.label:
                 problems.append(f"model.features holds the label `{feature}`; take it out")
+            if feature == self.key:
+                problems.append(f"model.features holds the key `{feature}`, which tells rows apart; take it out")
             if feature in self.fields and self.fields[feature].type == "timestamp":
                 problems.append(f"model.features: `{feature}` is a timestamp, which no trainer takes")
+        if model.split.field is not None:
+            problems += self._unknown("model.split.field", model.split.field)
+        for name in model.gate.slices:
+            problems += self._unknown("model.gate.slices", name)
+            if name in self.fields and self.fields[name].type not in ("string", "long", "boolean"):
+                problems.append(f"model.gate.slices: `{name}` is a {self.fields[name].type}, which has no slices")
+            if name in self.sensitive or name == self.key:
+                problems.append(f"model.gate.slices: `{name}` is sensitive or the key, which the gate does not read")
         for used in {model.label, *(model.features or ())} & self.sensitive:
             problems.append(f"model: `{used}` is sensitive; no model is trained on a digest")
         if not problems and not self.features:

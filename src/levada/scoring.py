@@ -23,10 +23,13 @@ META_KEY: Final = "levada"
 """Key of the ONNX file's metadata that holds the :class:`Meta` as JSON."""
 PROBABILITIES: Final = "probabilities"
 """Name of the output with one column of scores a label."""
+VALUE: Final = "variable"
+"""Name of the output of a regression, one column with the predicted number."""
 
 Columns = Mapping[str, NDArray[Any]]
 """One array of n values a feature: float64 with NaN for missing numbers, or objects (str)."""
-Label = str | int | bool
+Label = str | int | bool | float
+"""A class, or the number that a regression predicts."""
 
 
 class ScoringError(ValueError):
@@ -51,7 +54,7 @@ class Meta:
     label: str
     """Name of the field that is predicted."""
     labels: tuple[Label, ...]
-    """The classes, in the order of the columns of scores."""
+    """The classes, in the order of the columns of scores; none for a regression."""
 
     def to_json(self) -> str:
         """One JSON object; :meth:`from_json` reads it."""
@@ -78,7 +81,7 @@ def to_columns(rows: Sequence[Mapping[str, Any]], features: Sequence[Feature]) -
 
 
 class OnnxModel:
-    """A classifier in ONNX with the meaning of its inputs and outputs.
+    """A classifier or a regression in ONNX with the meaning of its inputs and outputs.
 
     Attributes:
         meta: features and labels.
@@ -104,24 +107,45 @@ class OnnxModel:
         if inputs != {feature.name for feature in self.meta.features}:
             raise ScoringError(f"the model's inputs {sorted(inputs)} are not the features it names")
         self.sha256 = hashlib.sha256(raw).hexdigest()
+        self._names = [feature.name for feature in self.meta.features]
+        self._texts = any(feature.type == "string" for feature in self.meta.features)
+        self._outputs = [PROBABILITIES if self.meta.labels else VALUE]
 
     def scores(self, columns: Columns) -> NDArray[np.float64]:
-        """Probability of every label for every row, shape (rows, labels)."""
-        feed = {feature.name: columns[feature.name].reshape(-1, 1) for feature in self.meta.features}
-        result: NDArray[np.float64] = self._session.run([PROBABILITIES], feed)[0]
+        """Probability of every label for every row, shape (rows, labels); of a regression its value, (rows, 1)."""
+        return self._run({name: columns[name].reshape(-1, 1) for name in self._names})
+
+    def score_rows(self, rows: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
+        """As :meth:`scores`, for checked rows that have their values in the order of the features, None for missing."""
+        if self._texts:
+            records = [dict(zip(self._names, row, strict=True)) for row in rows]
+            return self.scores(to_columns(records, self.meta.features))
+        # One array for all of them, with a feature in each of its rows: an array a feature takes several times as long.
+        matrix = np.array(rows, dtype=np.float64).T.copy()
+        return self._run(dict(zip(self._names, matrix[:, :, np.newaxis], strict=True)))
+
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = self._session.run(self._outputs, feed)[0]
         return result
 
     def check(self) -> None:
         """Score one row of zeros and empty texts.
 
         Raises:
-            ScoringError: the answer is not one probability a label.
+            ScoringError: the answer is not one probability a label, or not one finite value.
         """
         row = {feature.name: "" if feature.type == "string" else 0.0 for feature in self.meta.features}
         scores = self.scores(to_columns([row], self.meta.features))
+        if not self.meta.labels:
+            if scores.shape != (1, 1) or not np.isfinite(scores).all():
+                raise ScoringError(f"a check prediction gave {scores.tolist()}, not one number")
+            return
         if scores.shape != (1, len(self.meta.labels)) or not abs(float(scores.sum()) - 1.0) < 1e-3:
             raise ScoringError(f"a check prediction gave {scores.shape[1:]} scores for {len(self.meta.labels)} labels")
 
     def predict(self, columns: Columns) -> list[Label]:
-        """The most probable label of every row."""
+        """The most probable label of every row, or the value of a regression."""
+        if not self.meta.labels:
+            values: list[Label] = self.scores(columns)[:, 0].tolist()
+            return values
         return [self.meta.labels[index] for index in self.scores(columns).argmax(axis=1).tolist()]

@@ -1,7 +1,8 @@
-"""Processes of the model's life: train, promote, serve."""
+"""Processes of the model's life: train, evaluate, promote, roll back, replay, serve."""
 
 from __future__ import annotations
 
+import getpass
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
     from levada.pipeline import Pipeline
 
 Run = Annotated[str, typer.Option(help="Id of the DAG run; the same id gives the same version.")]
+By = Annotated[str, typer.Option(help="Who decides.", envvar="LEVADA_APPROVER", show_default="the user's name")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(train)
+    app.command()(evaluate)
     app.command()(promote)
+    app.command()(rollback)
+    app.command()(replay)
     app.command()(serve)
 
 
@@ -36,12 +41,69 @@ def train(run: Run) -> None:
         raise typer.Exit(SKIP_EXIT_CODE) from None
 
 
-def promote(run: Run) -> None:
-    """Judge the version that a run registered, sign the outcome and move the alias."""
+def evaluate(run: Run) -> None:
+    """Judge the version that a run registered, as promote would, and write nothing but the report."""
+    from levada.registry.evaluate import evaluate as start
+
+    settings, pipeline = _this_pipeline()
+    verdict = start(settings, pipeline, run)
+    for line in (verdict.outcome, *verdict.reasons):
+        print(line)
+
+
+def promote(
+    run: Run,
+    approve: Annotated[
+        str | None, typer.Option(metavar="WHY", help="Let a version serve that needs approval, and why.")
+    ] = None,
+    by: By = "",
+) -> None:
+    """Judge the version that a run registered, sign the outcome and let it serve if it earned that."""
+    from levada.registry.promote import Approval
     from levada.registry.promote import promote as start
 
     settings, pipeline = _this_pipeline()
-    start(settings, pipeline, run)
+    record = start(settings, pipeline, run, None if approve is None else Approval(by or getpass.getuser(), approve))
+    if record.outcome == "needs approval":
+        print(f"levada: version {record.version} waits for approval: {record.reason}", file=sys.stderr)
+
+
+def rollback(
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    why: Annotated[str, typer.Option(help="Why; it is written into the signed record.")] = "no reason given",
+    by: By = "",
+) -> None:
+    """Let the champion before the present one serve again."""
+    from levada.config import settings
+    from levada.process import configure_logging
+    from levada.registry.promote import Approval
+    from levada.registry.rollback import rollback as start
+
+    here = settings()
+    configure_logging(here.log_level)
+    print(start(here, pipeline, Approval(by or getpass.getuser(), why)).reason)
+
+
+def replay(
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    version: Annotated[str, typer.Argument(help="Number of the registered version.")],
+) -> None:
+    """Train a version again from its record and say whether the same model comes out; exit code 1 if it does not."""
+    from levada.config import settings
+    from levada.process import configure_logging
+    from levada.registry.replay import replay as start
+
+    here = settings()
+    configure_logging(here.log_level)
+    done = start(here, pipeline, version)
+    for metric, (recorded, replayed) in done.metrics.items():
+        print(f"{metric:<18} recorded {recorded:.10g}  replayed {replayed:.10g}")
+    print(f"scores of the held-out rows differ by at most {done.difference:.2g}")
+    for line in done.changed:
+        print(f"changed since: {line}")
+    print("the same model" if done.same else "another model")
+    if not done.same:
+        raise typer.Exit(1)
 
 
 def serve() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import pandas as pd
 from skl2onnx import to_onnx, update_registered_converter
 from skl2onnx.algebra.onnx_ops import OnnxIsNaN, OnnxWhere
@@ -43,30 +44,60 @@ def to_onnx_file(estimator: Any, meta: Meta) -> bytes:
         (feature.name, StringTensorType([None, 1]) if feature.type == "string" else DoubleTensorType([None, 1]))
         for feature in meta.features
     ]
+    options = {id(estimator): {"zipmap": False}} if meta.labels else None
     try:
-        model = to_onnx(estimator, initial_types=inputs, options={id(estimator): {"zipmap": False}})
+        model = to_onnx(estimator, initial_types=inputs, options=options)
     except Exception as error:  # skl2onnx has no class of its own for all that it raises
         raise TrainingError(
             f"the trainer's estimator cannot be exported to ONNX: {error}; it must be a scikit-learn pipeline that "
-            "begins with a ColumnTransformer over the features and ends with a classifier"
+            "begins with a ColumnTransformer over the features and ends with a classifier or a regressor"
         ) from error
+    return _with_meta(model, meta)
+
+
+def with_meta(raw: bytes, meta: Meta) -> bytes:
+    """An ONNX file with the meaning of its inputs and outputs written into it.
+
+    Raises:
+        TrainingError: it is no ONNX model.
+    """
+    try:
+        model = onnx.load_model_from_string(raw)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf and onnx raise classes of their own
+        raise TrainingError(f"what the trainer returned is no ONNX model: {error}") from error
+    for entry in [entry for entry in model.metadata_props if entry.key == META_KEY]:
+        model.metadata_props.remove(entry)
+    return _with_meta(model, meta)
+
+
+def _with_meta(model: Any, meta: Meta) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = META_KEY, meta.to_json()
     raw: bytes = model.SerializeToString()
     return raw
 
 
-def assert_equal(estimator: Any, model: OnnxModel, columns: Columns) -> None:
-    """Compare the exported model with its source on every row.
+def assert_equal(estimator: Any, model: OnnxModel, columns: Columns) -> float:
+    """Compare the exported model with its source on every row; the largest difference of a score.
+
+    The values of a regression have a unit, so their difference counts in parts of the largest of them.
 
     Raises:
         TrainingError: a label differs, or a score by more than :data:`TOLERANCE`.
     """
     frame = pd.DataFrame(columns)
-    differing = int(np.sum(np.asarray(model.predict(columns)) != np.asarray(estimator.predict(frame))))
-    furthest = float(np.abs(model.scores(columns) - estimator.predict_proba(frame)).max())
+    if model.meta.labels:
+        expected = estimator.predict_proba(frame)
+        differing = int(np.sum(np.asarray(model.predict(columns)) != np.asarray(estimator.predict(frame))))
+        unit = 1.0
+    else:
+        expected, differing = np.asarray(estimator.predict(frame)).reshape(-1, 1), 0
+        unit = max(float(np.abs(expected).max()), 1.0)
+    furthest = float(np.abs(model.scores(columns) - expected).max()) / unit
     if differing or not furthest <= TOLERANCE:
         raise TrainingError(
             f"the exported model is not the trained one: {differing} of {len(frame)} labels differ, "
             f"scores by up to {furthest:.2g} (allowed {TOLERANCE:g}); this trainer cannot be served"
         )
+    return furthest

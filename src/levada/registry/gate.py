@@ -2,52 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from levada.registry.compare import Answers, Bin, calibration_error, chance, lead, metric, reliability
 
 if TYPE_CHECKING:
+    from levada.evidence import Outcome
     from levada.pipeline import Gate
-    from levada.scoring import Label
+    from levada.registry.checks import Check
+    from levada.registry.dataset import Dataset
+
+SLICE_ROWS = 5
+"""A value of a slice with fewer frozen rows is shown, not judged."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the gate decided, and why in one sentence."""
+class Champion:
+    """The model that serves, as far as it can be compared."""
 
-    outcome: Literal["promoted", "kept", "refused"]
-    """Kept: good enough, but no better than the champion, which stays. Refused: not good enough for any use."""
-    reason: str
+    version: str
+    frozen: Answers | None = None
+    """Its answers on the frozen set; None if it cannot be asked."""
+    recent: Answers | None = None
+    """Its answers on the recent rows that the challenger was not trained on; None if they are too few."""
+    incomparable: str = ""
+    """Why it cannot be asked."""
 
 
-def accuracy(truth: Sequence[Label], predicted: Sequence[Label]) -> float:
-    """Share of rows predicted right, 0 to 1."""
-    return sum(t == p for t, p in zip(truth, predicted, strict=True)) / len(truth)
+@dataclass(frozen=True)
+class Case:
+    """What the gate looks at."""
+
+    rows: Dataset
+    """The frozen evaluation set, n rows."""
+    frozen: Answers
+    """The challenger's answers on it."""
+    champion: Champion | None = None
+    recent: Answers | None = None
+    """The challenger's answers on the recent rows that it was not trained on."""
+    checks: list[Check] = field(default_factory=list)
+    """New data against what the champion was trained on."""
 
 
-def decide(
-    gate: Gate, value: float, champion: str | None, champion_value: float | None, incomparable: str = ""
-) -> Outcome:
+@dataclass(frozen=True)
+class Slice:
+    """The rows of the frozen set with one value of a field."""
+
+    field: str
+    value: str
+    rows: int
+    metric: float
+    floor: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, why, and the numbers behind it."""
+
+    outcome: Outcome
+    reasons: list[str]
+    value: float
+    """The challenger's metric on the frozen set."""
+    champion_value: float | None = None
+    lead: float | None = None
+    chance: float | None = None
+    """p-value of the lead."""
+    recent_value: float | None = None
+    champion_recent_value: float | None = None
+    calibration: float | None = None
+    slices: list[Slice] = field(default_factory=list)
+    bins: list[Bin] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    """What is suspicious about the data."""
+
+
+def judge(gate: Gate, case: Case, *, approved: bool = False) -> Verdict:
     """Judge a challenger.
 
+    In this order: a model that is not good enough for any use is refused. Suspicious data, a frozen set that is too
+    small and a champion that cannot be compared are for a person to decide, never for the numbers: whoever can choose
+    the data can choose the numbers. Then the challenger must lead on the frozen set, by more than the margin and more
+    than chance explains, and must not be worse on recent rows.
+
     Args:
-        gate: floor and margin of the pipeline.
-        value: the challenger's metric on its frozen evaluation set.
-        champion: the version that serves now, or None.
-        champion_value: the champion's metric on the same set; None if it cannot be scored on it.
-        incomparable: why it cannot be scored; the floor alone decides then, for such a champion cannot stay.
+        gate: what the pipeline declares.
+        case: the evidence.
+        approved: whether a person has decided that this model shall serve; it must still be good enough.
     """
-    if value < gate.floor:
-        return Outcome("refused", f"{gate.metric} {value:.4f} is below the floor {gate.floor:g}")
+    value = metric(gate.metric, case.frozen)
+    slices = _slices(gate, case)
+    bins = [] if gate.regression else reliability(case.frozen)
+    numbers = _Numbers(gate, case, value)
+    verdict = {
+        "value": value,
+        "champion_value": numbers.champion_value,
+        "lead": numbers.lead,
+        "chance": numbers.chance,
+        "recent_value": numbers.recent_value,
+        "champion_recent_value": numbers.champion_recent_value,
+        "calibration": calibration_error(bins) if bins else None,
+        "slices": slices,
+        "bins": bins,
+        "alarms": [one.text for one in case.checks if one.alarm],
+    }
+    outcome, reasons = _decide(gate, case, numbers, _unfit(gate, value, bins, slices), approved=approved)
+    return Verdict(outcome=outcome, reasons=reasons, **verdict)  # type: ignore[arg-type]
+
+
+class _Numbers:
+    """Both models side by side."""
+
+    def __init__(self, gate: Gate, case: Case, value: float) -> None:
+        self.champion_value = self.lead = self.chance = None
+        self.recent_value = self.champion_recent_value = None
+        self.worse_recently = False
+        self.value = value
+        champion = case.champion
+        if champion is None or champion.frozen is None:
+            return
+        self.champion_value = metric(gate.metric, champion.frozen)
+        self.lead = lead(gate, value, self.champion_value)
+        self.chance = chance(gate, case.frozen, champion.frozen)
+        if case.recent is not None and champion.recent is not None:
+            self.recent_value = metric(gate.metric, case.recent)
+            self.champion_recent_value = metric(gate.metric, champion.recent)
+            behind = lead(gate, self.champion_recent_value, self.recent_value)
+            self.worse_recently = (
+                behind > gate.margin and chance(gate, champion.recent, case.recent) < gate.significance
+            )
+
+
+def _unfit(gate: Gate, value: float, bins: list[Bin], slices: list[Slice]) -> list[str]:
+    """Why a model is not good enough for any use."""
+    found = []
+    if not _reaches(gate, value, gate.worst):
+        side = "below" if gate.higher_is_better else "above"
+        found.append(f"{gate.metric} {value:.4f} is {side} the floor {gate.worst:g}")
+    found += [
+        f"{gate.metric} {one.metric:.4f} where {one.field} is {one.value} misses its floor {one.floor:g}"
+        for one in slices
+        if not one.holds
+    ]
+    if bins and (error := calibration_error(bins)) > gate.calibration:
+        found.append(f"expected calibration error {error:.3f} is above {gate.calibration:g}")
+    return found
+
+
+def _decide(
+    gate: Gate, case: Case, numbers: _Numbers, unfit: list[str], *, approved: bool
+) -> tuple[Outcome, list[str]]:
+    if unfit:
+        return "refused", unfit
+    floor = f"{gate.metric} {numbers.value:.4f} reaches the floor {gate.worst:g}"
+    champion = case.champion
     if champion is None:
-        return Outcome("promoted", f"{gate.metric} {value:.4f} reaches the floor {gate.floor:g}; first champion")
-    if champion_value is None:
-        return Outcome(
-            "promoted",
-            f"{gate.metric} {value:.4f} reaches the floor {gate.floor:g}; champion {champion} cannot be compared: "
-            f"{incomparable}",
+        return "promoted", [f"{floor}; first champion"]
+    doubts = [f"alarm: {one.text}" for one in case.checks if one.alarm]
+    if numbers.lead is None or numbers.chance is None:
+        doubts.append(f"champion {champion.version} cannot be compared: {champion.incomparable}")
+        stand = floor
+    else:
+        stand = (
+            f"{gate.metric} {numbers.value:.4f} leads champion {champion.version} by {numbers.lead:.4f} "
+            f"(p {numbers.chance:.2g}), asked are more than {gate.margin:g} and p below {gate.significance:g}"
         )
-    lead = round(value - champion_value, 9)  # 0.905 - 0.9 is a little more than 0.005 in binary
-    if lead > gate.margin:
-        return Outcome("promoted", f"{gate.metric} leads champion {champion} by {lead:.4f}, more than {gate.margin:g}")
-    return Outcome("kept", f"{gate.metric} leads champion {champion} by {lead:.4f}, not more than {gate.margin:g}")
+        leads = numbers.lead > gate.margin and numbers.chance < gate.significance
+        if not doubts and not leads and not (numbers.lead > gate.margin and len(case.rows) < gate.least_rows):
+            return "kept", [stand]
+        if not doubts and numbers.worse_recently:
+            return "kept", [
+                stand,
+                f"worse on recent rows: {numbers.recent_value:.4f}, champion {numbers.champion_recent_value:.4f}",
+            ]
+        if len(case.rows) < gate.least_rows:
+            doubts.append(f"the frozen evaluation set has {len(case.rows)} rows, leastRows asks for {gate.least_rows}")
+    if doubts and not approved:
+        return "needs approval", [*doubts, stand]
+    return "promoted", [*doubts, stand]
+
+
+def _reaches(gate: Gate, value: float, floor: float) -> bool:
+    return value >= floor if gate.higher_is_better else value <= floor
+
+
+def _slices(gate: Gate, case: Case) -> list[Slice]:
+    found = []
+    for name, floor in gate.slices.items():
+        values = case.rows.labels if name == case.rows.label else case.rows.columns[name]
+        for each in sorted(set(values.tolist()), key=str):
+            here = np.asarray(values == each)
+            value = metric(gate.metric, case.frozen.take(here))
+            judged = int(here.sum()) >= SLICE_ROWS
+            found.append(
+                Slice(name, str(each), int(here.sum()), value, floor, not judged or _reaches(gate, value, floor))
+            )
+    return found

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from levada.config import Settings, required
-from levada.evidence import RUN_TAG
+from levada.evidence import ALIAS, RUN_TAG
 from levada.registry.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -51,6 +54,19 @@ def version_of_run(client: MlflowClient, model: str, run: str) -> Any | None:
     return min(found, key=lambda version: int(version.version), default=None)
 
 
+def champion(client: MlflowClient, model: str) -> Any | None:
+    """The version behind the alias, unproven; None while there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(model, ALIAS)
+    except MlflowException as error:
+        # A missing model is the first, a missing alias the second.
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
 def versions(client: MlflowClient, model: str) -> list[Any]:
     """Every version of a model."""
     found, token = [], None
@@ -61,10 +77,17 @@ def versions(client: MlflowClient, model: str) -> list[Any]:
             return found
 
 
+def upload(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
+    """Store artifacts of an MLflow run, by their paths."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_artifacts(run_id, folder)
+
+
 def download(client: MlflowClient, run_id: str, path: str) -> bytes:
     """One artifact of an MLflow run."""
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         return Path(client.download_artifacts(run_id, path, folder)).read_bytes()

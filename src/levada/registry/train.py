@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
-from collections.abc import Callable
-from importlib.metadata import version as package_version
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import structlog
 
-import levada
-from levada.evidence import MODEL_FILE, RUN_TAG, SNAPSHOT_TAG
 from levada.lake import catalog
-from levada.registry import data, export, gate, tracking
+from levada.registry import compare, contract, data, tracking
+from levada.registry.compare import Answers
+from levada.registry.contract import Context, Fitted
+from levada.registry.data import declared_model
+from levada.registry.dataset import Dataset, sides, trainable
 from levada.registry.errors import TrainingError
-from levada.scoring import Meta, OnnxModel
+from levada.registry.frozen import FROZEN_FILE, Frozen
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from mlflow import MlflowClient
 
     from levada.config import Settings
     from levada.pipeline import Pipeline
 
-EVALUATION_FILE: Final = "eval/rows.parquet"
-EVALUATION_TAG: Final = "levada.eval.sha256"
-_PACKAGES: Final = ("scikit-learn", "skops", "numpy", "pandas", "skl2onnx", "onnx", "onnxruntime", "mlflow-skinny")
-_EXAMPLE_ROWS: Final = 5
-
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, the rows it is from, and how good it is on those that it has not seen."""
+
+    fitted: Fitted
+    training: Dataset
+    held_out: Dataset
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The frozen evaluation set whose rows are kept from a training."""
+
+    run_id: str
+    """The MLflow run that holds its file."""
+    frozen: Frozen
 
 
 def train(settings: Settings, pipeline: Pipeline, run: str) -> str:
@@ -45,115 +56,77 @@ def train(settings: Settings, pipeline: Pipeline, run: str) -> str:
         NotEnoughData: the lake does not hold enough yet.
         TrainingError: anything else that a retry does not heal.
     """
+    from levada.registry import record
+
     tracking.check_run(run)
     client = tracking.connect(settings)
     if (known := tracking.version_of_run(client, pipeline.name, run)) is not None:
         log.info("this run is trained already", pipeline=pipeline.name, run=run, version=known.version)
         return str(known.version)
-    build = load_trainer(pipeline)
+    trainer = contract.load(pipeline)
     snapshot, rows = data.read(catalog(settings), pipeline, run)
-    training, evaluation = rows.split()
-    estimator = build(pipeline)
-    estimator.fit(pd.DataFrame(training.columns), training.labels)
-    meta = Meta(rows.features, rows.label, tuple(estimator.classes_.tolist()))
-    raw = export.to_onnx_file(estimator, meta)
-    model = OnnxModel(raw)
-    export.assert_equal(estimator, model, rows.columns)
-    accuracy = gate.accuracy(evaluation.labels.tolist(), model.predict(evaluation.columns))
-    tags = _lineage(pipeline, build, run, snapshot)
-    version = _register(client, pipeline, run, tags, estimator, raw, training, evaluation, accuracy)
+    kept = kept_rows(client, pipeline)
+    context = Context(contract.seed_of(run), run, log.bind(pipeline=pipeline.name, run=run))
+    trained = fit(pipeline, trainer, rows, kept.frozen if kept is not None else None, context)
+    version = record.register(client, pipeline, trainer, context, snapshot, kept, trained)
     log.info(
         "trained", pipeline=pipeline.name, run=run, version=version, snapshot=snapshot,
-        rows=len(rows), held_out=len(evaluation), accuracy=accuracy,
+        rows=len(rows), held_out=len(trained.held_out), **trained.metrics,
     )  # fmt: skip
     return version
 
 
-def load_trainer(pipeline: Pipeline) -> Callable[[Pipeline], Any]:
-    """The function that the pipeline names as its trainer.
+def fit(
+    pipeline: Pipeline, trainer: contract.Trainer, rows: pa.Table, frozen: Frozen | None, context: Context
+) -> Trained:
+    """Split a snapshot, train, and measure: what a replay repeats.
+
+    Args:
+        pipeline: the declaration.
+        trainer: the function that trains.
+        rows: a snapshot, as :func:`levada.registry.data.read_at` gives it.
+        frozen: the evaluation set whose rows are kept from the training.
+        context: seed and run.
 
     Raises:
-        TrainingError: there is no such module or function in this image.
+        NotEnoughData: the snapshot cannot be split.
+        TrainingError: a feature is an identifier, or the trainer failed.
     """
-    name = data.declared_model(pipeline).trainer
-    module, _, function = name.partition(":")
-    try:
-        trainer: Callable[[Pipeline], Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise TrainingError(
-            f"pipeline {pipeline.name}: model.trainer {name} cannot be loaded: {error}; "
-            "correct the name or put the module into the trainer image"
-        ) from error
-    return trainer
+    training, held_out = trainable(sides(rows, pipeline, frozen.rows if frozen is not None else None), pipeline)
+    contract.refuse_identifiers(training)
+    contract.refuse_missing(training)
+    fitted = contract.fit(trainer, training, held_out, pipeline, context)
+    return Trained(fitted, training, held_out, measure(Answers.of(fitted.model, held_out)))
 
 
-def _lineage(pipeline: Pipeline, build: Callable[[Pipeline], Any], run: str, snapshot: int) -> dict[str, str]:
-    """What a version came from: data, code and environment."""
-    source = inspect.getsource(inspect.getmodule(build) or build)
-    return {
-        RUN_TAG: run,
-        SNAPSHOT_TAG: str(snapshot),
-        "levada.table": ".".join(pipeline.table),
-        "levada.trainer": data.declared_model(pipeline).trainer,
-        "levada.trainer.sha256": hashlib.sha256(source.encode()).hexdigest(),
-        "levada.version": levada.__version__,
-    }
+def measure(answers: Answers) -> dict[str, float]:
+    """Every metric that the answers allow, by name."""
+    if not answers.labels:
+        return {name: compare.metric(name, answers) for name in ("rmse", "r2")}
+    found = {name: compare.metric(name, answers) for name in ("accuracy", "log_loss")}
+    bins = compare.reliability(answers)
+    return {**found, "brier": compare.brier(answers), "calibration_error": compare.calibration_error(bins)}
 
 
-def _register(
-    client: MlflowClient,
-    pipeline: Pipeline,
-    run: str,
-    tags: dict[str, str],
-    estimator: Any,
-    onnx: bytes,
-    training: data.Dataset,
-    evaluation: data.Dataset,
-    accuracy: float,
-) -> str:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from mlflow.models import infer_signature
+def kept_rows(client: MlflowClient, pipeline: Pipeline) -> Kept | None:
+    """The frozen evaluation set of the present champion; None while there is none.
 
-    mlflow.set_experiment(pipeline.name)
-    rows = evaluation.to_parquet()
-    packages = {package: package_version(package) for package in _PACKAGES}
-    with mlflow.start_run(run_name=run, tags=tags) as active, TemporaryDirectory() as folder:
-        run_id = active.info.run_id
-        mlflow.log_params(
-            {
-                "rows": len(training) + len(evaluation),
-                "rows_held_out": len(evaluation),
-                "features": ",".join(pipeline.features),
-                "label": training.label,
-                **packages,
-            }
-        )
-        mlflow.log_metric("accuracy", accuracy)
-        mlflow.log_text(pipeline.model_dump_json(by_alias=True, indent=2), "pipeline.json")
-        files = {MODEL_FILE: onnx, "onnx/meta.json": OnnxModel(onnx).meta.to_json().encode(), EVALUATION_FILE: rows}
-        for name, content in files.items():
-            path = Path(folder, name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
-        mlflow.log_artifacts(folder)
-        example = pd.DataFrame(training.columns).head(_EXAMPLE_ROWS)
-        logged = mlflow.sklearn.log_model(
-            estimator,
-            name="model",
-            signature=infer_signature(example, estimator.predict(example)),
-            input_example=example,
-            serialization_format="skops",
-            # Named here, MLflow does not start a process to find them out.
-            pip_requirements=[f"{package}=={number}" for package, number in packages.items()],
-        )
-        try:
-            client.create_registered_model(pipeline.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        tags = {**tags, EVALUATION_TAG: hashlib.sha256(rows).hexdigest()}
-        version = client.create_model_version(
-            pipeline.name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
-        )
-        return str(version.version)
+    The alias says which version that is, unproven: training has no business with the gate's key. The gate looks
+    whether the set that was kept apart is the one it judges by.
+    """
+    champion = tracking.champion(client, pipeline.name)
+    if champion is None:
+        return None
+    return read_kept(client, pipeline, champion.run_id)
+
+
+def read_kept(client: MlflowClient, pipeline: Pipeline, run_id: str, digest: str | None = None) -> Kept:
+    """The frozen evaluation set that lies in an MLflow run.
+
+    Raises:
+        TrainingError: it is not the one with this digest.
+    """
+    raw = tracking.download(client, run_id, FROZEN_FILE)
+    if digest is not None and hashlib.sha256(raw).hexdigest() != digest:
+        raise TrainingError(f"{FROZEN_FILE} of run {run_id} is not the file that the training used")
+    return Kept(run_id, Frozen.read(raw, data.judged_fields(pipeline), declared_model(pipeline).label))

@@ -1,26 +1,32 @@
-"""A lake on SQLite and files, and MLflow's own store on files: all real, none needs a server."""
+"""A lake on SQLite and files, MLflow's own store on files, and a PostgreSQL of the tests' own: all real."""
 
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
 from levada import lake
-from levada.config import MlflowSettings, Settings
+from levada.config import MlflowSettings, PostgresSettings, Settings
 from levada.pipeline import Pipeline, parse_pipeline
 
 Row = dict[str, Any]
 MEASURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 IRIS = {
     "fields": {**{name: {"type": "double"} for name in MEASURES}, "species": {"type": "string"}},
-    "model": {"label": "species", "gate": {"floor": 0.9, "margin": 0.005}},
+    "model": {"label": "species", "gate": {"floor": 0.9, "margin": 0.005, "leastRows": 20}},
 }
 
 
@@ -36,6 +42,15 @@ def rows() -> list[Row]:
     path = Path(__file__).parents[3] / "examples" / "iris" / "iris.csv"
     with path.open() as file:
         return [{**row, **{name: float(row[name]) for name in MEASURES}} for row in csv.DictReader(file)]
+
+
+def snapshot(rows: list[Row], first: int = 0) -> pa.Table:
+    """Rows as a snapshot of the lake gives them; each came a second after the one before, the first at ``first``."""
+    table = pa.Table.from_pylist(rows)
+    ids = [f"{number:09}" for number in range(first, first + len(rows))]
+    times = pa.array([(first + number) * 1_000_000 for number in range(len(rows))], pa.timestamp("us", tz="UTC"))
+    columns = {"_event_id": pa.array(ids), "_event_time": times, "_ingested_at": times}
+    return pa.table({**{name: table[name] for name in table.column_names}, **columns})
 
 
 @pytest.fixture
@@ -65,11 +80,80 @@ def post(catalog: SqlCatalog) -> Callable[..., None]:
     return append
 
 
+def _program(name: str) -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresSettings]:
+    """A PostgreSQL that lives as long as the tests, where the machine has one installed."""
+    initdb, postgres = _program("initdb"), _program("postgres")
+    if initdb is None or postgres is None:
+        pytest.skip("no PostgreSQL on this machine: install the Debian package postgresql")
+    # PostgreSQL refuses to run as root; /tmp, because another user cannot enter the tests' own folder.
+    folder = Path(f"/tmp/levada-registry-{os.getpid()}")
+    folder.mkdir(mode=0o777)
+    user = []
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    try:
+        subprocess.run(
+            [*user, initdb, "--pgdata", f"{folder}/data", "--username=levada", "--auth=trust", "--no-sync"],
+            check=True, capture_output=True, cwd=folder,
+        )  # fmt: skip
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        credentials = tmp_path_factory.mktemp("postgres")
+        (credentials / "username").write_text("levada")
+        (credentials / "password").write_text("not asked for")
+        running = subprocess.Popen(
+            [*user, postgres, "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-F"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder,
+        )  # fmt: skip
+        try:
+            settings = PostgresSettings(
+                host="127.0.0.1", port=port, sslmode="disable", database="postgres", credentials=credentials
+            )
+            _wait_for(settings)
+            yield settings
+        finally:
+            running.terminate()
+            running.wait(30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(settings: PostgresSettings) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with psycopg.connect(settings.url("postgresql")):
+                return
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 @pytest.fixture
-def settings(tmp_path: Path, catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def postgres(server: PostgresSettings) -> PostgresSettings:
+    """The tests' PostgreSQL, without any table of an earlier test."""
+    with psycopg.connect(server.url("postgresql"), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS registry CASCADE")
+    return server
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, catalog: SqlCatalog, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
     """Settings whose lake is :func:`catalog` and whose MLflow is a folder."""
-    monkeypatch.setattr("levada.registry.train.catalog", lambda _: catalog)
+    for module in ("train", "promote", "evaluate", "replay"):
+        monkeypatch.setattr(f"levada.registry.{module}.catalog", lambda _: catalog)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     key = tmp_path / "key"
     key.write_text("the key of the gate")
-    return Settings(mlflow=MlflowSettings(uri=f"file://{tmp_path}/mlruns"), gate_key_file=key)
+    return Settings(mlflow=MlflowSettings(uri=f"file://{tmp_path}/mlruns"), gate_key_file=key, postgres=postgres)

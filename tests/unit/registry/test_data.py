@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,57 +16,93 @@ from pyiceberg.exceptions import CommitFailedException
 
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import data
-from levada.registry.data import Dataset
+from levada.registry.dataset import Dataset, Sides, newer_than, sides, trainable
 from levada.registry.errors import NotEnoughData, TrainingError
 from levada.scoring import Feature
 
-FEATURES = (Feature("x", "double", True), Feature("color", "string", True))
+from .conftest import snapshot
+
 Post = Callable[..., None]
+FIELDS = {"x": {"type": "double"}, "color": {"type": "string"}, "who": {"type": "string"}, "label": {"type": "string"}}
 
 
-def dataset(rows: list[tuple[float, str]]) -> Dataset:
-    columns = {
-        "x": np.array([x for x, _ in rows], dtype=float),
-        "color": np.array([color for _, color in rows], dtype=object),
-    }
-    return Dataset(FEATURES, "label", columns, np.array(["one"] * len(rows), dtype=object))
+def declared(**model: Any) -> Pipeline:
+    return parse_pipeline({"fields": FIELDS, "model": {"label": "label", "features": ["x", "color"], **model}}, "p")
 
 
-def keys(part: Dataset) -> set[tuple[Any, ...]]:
-    return set(zip(*(part.columns[feature.name].tolist() for feature in FEATURES), strict=True))
+def made_up(rows: list[tuple[float, str]]) -> pa.Table:
+    return snapshot(
+        [{"x": x, "color": color, "who": f"w{n % 40}", "label": "one"} for n, (x, color) in enumerate(rows)]
+    )
 
 
-@pytest.mark.row(45)
-@given(st.integers())
-def test_equal_rows_never_cross_the_split(seed: int) -> None:
+def keys(split: Sides, mask: Any) -> set[tuple[Any, ...]]:
+    part = split.every.take(mask)
+    return set(zip(part.columns["x"].tolist(), part.columns["color"].tolist(), strict=True))
+
+
+@pytest.mark.row(45, part="duplicates")
+@pytest.mark.parametrize("by", [{}, {"by": "group", "field": "who"}, {"by": "time"}])
+@given(seed=st.integers())
+def test_equal_rows_never_cross_the_split(by: dict[str, str], seed: int) -> None:
     chance = random.Random(seed)
+    rows = [(chance.choice([-0.0, 0.0, chance.randrange(60) / 10]), chance.choice("abc")) for _ in range(400)]
+    split = sides(made_up(rows), declared(split=by))
+    assert not keys(split, split.training) & keys(split, split.held_out)
+    assert not (split.training & split.held_out).any()
+
+
+def test_a_row_keeps_its_side_whatever_else_is_there() -> None:
+    chance = random.Random(1)
     rows = [(chance.randrange(60) / 10, chance.choice("abc")) for _ in range(400)]
-    train, held_out = dataset(rows).split()
-    assert len(train) + len(held_out) == len(rows)
-    assert not keys(train) & keys(held_out)
-    # Whatever else is there, a row keeps its side: a champion has not seen what judges its challenger.
-    again, _ = dataset(rows[:200] * 2).split()
-    assert not keys(again) & keys(held_out)
+    held_out = keys(first := sides(made_up(rows), declared()), first.held_out)
+    again = sides(made_up(rows[:200] * 2), declared())
+    assert not keys(again, again.training) & held_out
+
+
+@pytest.mark.parametrize("by", [{}, {"by": "group", "field": "who"}, {"by": "time"}])
+def test_rows_of_the_frozen_set_are_never_trained_on(by: dict[str, str]) -> None:
+    rows = [(number / 7, "a") for number in range(500)]
+    pipeline = declared(split=by)
+    frozen = sides(made_up(rows), declared()).every.take(np.arange(100))
+    split = sides(made_up(rows), pipeline, frozen)
+    assert not keys(split, split.training) & set(rows[:100])
+    assert len(keys(split, split.training)) > 200
+
+
+def test_groups_stay_together_and_time_holds_out_the_newest() -> None:
+    rows = [(number / 7, "a") for number in range(400)]
+    table = made_up(rows)
+    split = sides(table, declared(split={"by": "group", "field": "who"}))
+    who = np.array(table["who"].to_pylist())
+    assert not set(who[split.training]) & set(who[split.held_out])
+    assert split.held_out.any()
+    split = sides(table, declared(split={"by": "time"}))
+    assert split.held_out.tolist() == [False] * 320 + [True] * 80
 
 
 def test_about_a_fifth_is_held_out() -> None:
-    _, held_out = dataset([(number / 7, "a") for number in range(5000)]).split()
-    assert 0.17 < len(held_out) / 5000 < 0.23
+    split = sides(made_up([(number / 7, "a") for number in range(5000)]), declared())
+    assert 0.17 < split.held_out.mean() < 0.23
+    assert (split.training ^ split.held_out).all()
 
 
 def test_a_class_that_is_on_one_side_only_is_named() -> None:
-    rare = dataset([(float(number), "a") for number in range(200)])
-    rare.labels[0] = "rare"
+    rows = [{"x": float(number), "color": "a", "who": "b", "label": "a"} for number in range(200)]
+    rows[0]["label"] = "rare"
     with pytest.raises(NotEnoughData, match=r"label: no (training|held-out) row for rare"):
-        rare.split()
+        trainable(sides(snapshot(rows), declared()), declared())
 
 
-def test_the_evaluation_rows_survive_parquet_with_missing_values() -> None:
-    before = dataset([(1.5, ""), (float("nan"), "red")])
-    after = Dataset.from_parquet(before.to_parquet(), FEATURES, "label")
+def test_rows_survive_parquet_with_missing_values_and_keep_their_digest() -> None:
+    features = (Feature("x", "double", True), Feature("color", "string", True))
+    columns = {"x": np.array([1.5, np.nan]), "color": np.array(["", "red"], dtype=object)}
+    before = Dataset(features, "label", columns, np.array(["a", "b"], dtype=object))
+    after = Dataset.from_parquet(before.to_parquet(), features, "label")
     np.testing.assert_array_equal(after.columns["x"], before.columns["x"])
     np.testing.assert_array_equal(after.columns["color"], before.columns["color"])
     np.testing.assert_array_equal(after.labels, before.labels)
+    np.testing.assert_array_equal(after.digests(label=True), before.digests(label=True))
 
 
 def test_each_event_id_is_read_once(catalog: SqlCatalog, iris: Pipeline, rows: list[Any], post: Post) -> None:
@@ -87,8 +124,9 @@ def test_rows_without_a_label_are_left_out_and_missing_features_are_kept(catalog
     pipeline = parse_pipeline({"fields": fields, "model": {"label": "y"}}, "mixed")
     one: dict[str, Any] = {"x": None, "n": 3, "b": True, "s": None, "y": 0}
     post(pipeline, [one] * 20 + [{**one, "x": 1.5, "s": "red", "y": 1}] * 20 + [{**one, "y": None}] * 5)
-    _, read = data.read(catalog, pipeline, "a")
-    assert len(read) == 40
+    _, table = data.read(catalog, pipeline, "a")
+    assert len(table) == 40
+    read = sides(table, pipeline).every
     assert np.isnan(read.columns["x"][:20]).all()
     assert read.columns["s"].tolist() == [""] * 20 + ["red"] * 20
     assert read.columns["n"].tolist() == [3.0] * 40
@@ -145,3 +183,15 @@ def test_a_field_the_table_lacks_is_named(catalog: SqlCatalog, iris: Pipeline, r
     taller = parse_pipeline({"fields": fields, "model": {"label": "species"}}, "iris")
     with pytest.raises(TrainingError, match="no column height: does the sink run"):
         data.read(catalog, taller, "a")
+
+
+def test_what_came_since_is_told_by_event_ids(catalog: SqlCatalog, iris: Pipeline, rows: list[Any], post: Post) -> None:
+    post(iris, rows[:100])
+    first, _ = data.read(catalog, iris, "a")
+    post(iris, rows[100:])
+    _, table = data.read(catalog, iris, "b")
+    new = newer_than(sides(table, iris), data.event_ids(catalog, iris, first))
+    assert new.tolist() == [False] * 100 + [True] * 50
+    assert data.event_ids(catalog, iris, 17) is None
+    with pytest.raises(TrainingError, match="no snapshot 17 any more"):
+        data.read_at(catalog, iris, 17)

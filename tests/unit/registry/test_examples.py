@@ -12,9 +12,11 @@ import yaml
 
 from levada.event import Checker
 from levada.pipeline import parse_pipeline
-from levada.registry.data import Dataset, features_of
+from levada.registry.contract import Context, refuse_identifiers
+from levada.registry.dataset import sides, trainable
 from levada.registry.trainers import linear
-from levada.scoring import to_columns
+
+from .conftest import snapshot
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -34,8 +36,8 @@ def test_every_wine_keeps_its_rules_and_the_model_learns_from_them() -> None:
         raw = [{k: v if k == "cultivar" else json.loads(v) for k, v in row.items()} for row in csv.DictReader(file)]
     rows = [checker.check(row) for row in raw]
     assert len(rows) == 178
-    features = features_of(wine)
-    labels = np.array([row["cultivar"] for row in rows], dtype=object)
-    train, held_out = Dataset(features, "cultivar", to_columns(rows, features), labels).split()
-    model = linear(wine).fit(pd.DataFrame(train.columns), train.labels)
+    split = sides(snapshot(rows), wine)
+    train, held_out = trainable(split, wine)
+    refuse_identifiers(train)
+    model = linear(train.to_arrow(), wine, Context(1, "a", None))
     assert float(np.mean(model.predict(pd.DataFrame(held_out.columns)) == held_out.labels)) >= 0.95

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from levada.pipeline import parse_pipeline
+from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import export
+from levada.registry.contract import Context
 from levada.registry.data import features_of
+from levada.registry.dataset import Dataset
 from levada.registry.errors import TrainingError
-from levada.registry.trainers import linear
+from levada.registry.trainers import boosting, forest, linear
 from levada.scoring import Meta, OnnxModel, ScoringError, to_columns
 
 FIELDS = {
@@ -44,14 +46,20 @@ def truth(row: dict[str, Any], kind: str) -> str | int | bool:
     return {"string": "good" if good else "bad", "long": 7 if good else -2, "boolean": good}[kind]
 
 
+def fitted(pipeline: Pipeline, columns: dict[str, Any], labels: Any, trainer: Any = linear) -> Any:
+    rows = Dataset(features_of(pipeline), "y", columns, labels)
+    return trainer(rows.to_arrow(), pipeline, Context(7, "a", None))
+
+
 @pytest.mark.row(43)
+@pytest.mark.parametrize("trainer", [linear, forest, boosting])
 @pytest.mark.parametrize("kind", ["string", "long", "boolean"])
-def test_every_type_of_feature_and_label_scores_alike(kind: str) -> None:
+def test_every_type_of_feature_and_label_scores_alike(kind: str, trainer: Any) -> None:
     pipeline = parse_pipeline({"fields": {**FIELDS, "y": {"type": kind}}, "model": {"label": "y"}}, "mixed")
     rows = made_up_rows(400)
     columns = to_columns(rows, features_of(pipeline))
     labels = np.array([truth(row, kind) for row in rows])
-    estimator = linear(pipeline).fit(pd.DataFrame(columns), labels)
+    estimator = fitted(pipeline, columns, labels, trainer)
     meta = Meta(features_of(pipeline), "y", tuple(estimator.classes_.tolist()))
     model = OnnxModel(export.to_onnx_file(estimator, meta))
     assert model.meta == meta
@@ -62,14 +70,31 @@ def test_every_type_of_feature_and_label_scores_alike(kind: str) -> None:
     assert model.predict(columns) == estimator.predict(pd.DataFrame(columns)).tolist()
 
 
+@pytest.mark.row(43)
+@pytest.mark.parametrize("trainer", [linear, forest, boosting])
+def test_a_regression_predicts_alike(trainer: Any) -> None:
+    gate = {"metric": "rmse", "floor": 1e9}
+    pipeline = parse_pipeline(
+        {"fields": {**FIELDS, "y": {"type": "double"}}, "model": {"label": "y", "gate": gate}}, "mixed"
+    )
+    rows = made_up_rows(400)
+    columns = to_columns(rows, features_of(pipeline))
+    values = np.array([(row["income"] or 3e6) / 1e3 + 100 * (row["color"] == "red") for row in rows])
+    estimator = fitted(pipeline, columns, values, trainer)
+    model = OnnxModel(export.to_onnx_file(estimator, Meta(features_of(pipeline), "y", ())))
+    model.check()
+    assert export.assert_equal(estimator, model, columns) <= 1e-5
+    assert model.scores(columns).shape == (400, 1)
+    assert model.predict(columns) == pytest.approx(estimator.predict(pd.DataFrame(columns)).tolist(), rel=1e-5)
+
+
 def test_a_model_that_differs_from_its_source_is_refused() -> None:
     pipeline = parse_pipeline({"fields": {**FIELDS, "y": {"type": "long"}}, "model": {"label": "y"}}, "mixed")
     rows = made_up_rows(200)
     columns = to_columns(rows, features_of(pipeline))
-    frame = pd.DataFrame(columns)
-    estimator = linear(pipeline).fit(frame, [truth(row, "long") for row in rows])
+    estimator = fitted(pipeline, columns, np.array([truth(row, "long") for row in rows]))
     model = OnnxModel(export.to_onnx_file(estimator, Meta(features_of(pipeline), "y", (-2, 7))))
-    other = linear(pipeline).fit(frame, [7 if row["plan"] < "c" else -2 for row in rows])
+    other = fitted(pipeline, columns, np.array([7 if row["plan"] < "c" else -2 for row in rows]))
     with pytest.raises(TrainingError, match="is not the trained one"):
         export.assert_equal(other, model, columns)
 

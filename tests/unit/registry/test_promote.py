@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
@@ -15,9 +16,12 @@ from levada.config import Settings
 from levada.evidence import ALIAS, GATE_TAG, SIGNATURE_TAG, verify
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import tracking
+from levada.registry.contract import Context
 from levada.registry.errors import TrainingError
-from levada.registry.promote import promote
+from levada.registry.promote import Approval, promote
 from levada.registry.train import train
+
+from .conftest import IRIS
 
 Post = Callable[..., None]
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns of its own insides
@@ -35,15 +39,16 @@ def weak(iris: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    def build(pipeline: Pipeline) -> Any:
+    def build(rows: pa.Table, pipeline: Pipeline, _: Context) -> Any:
         columns = ColumnTransformer([("all", "passthrough", list(pipeline.features))])
-        return make_pipeline(columns, LogisticRegression(C=1e-4))
+        frame = rows.to_pandas()
+        return make_pipeline(columns, LogisticRegression(C=1e-4)).fit(frame, frame["species"])
 
     module = ModuleType("weak_trainer")
     module.build = build  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "weak_trainer", module)
     monkeypatch.setattr("inspect.getsource", lambda _: "weak")
-    return redeclared(iris, trainer="weak_trainer:build", gate={"floor": 0.2})
+    return redeclared(iris, trainer="weak_trainer:build", gate={"floor": 0.2, "leastRows": 20, "calibration": 1.0})
 
 
 def redeclared(pipeline: Pipeline, **model: Any) -> Pipeline:
@@ -126,7 +131,7 @@ def test_an_alias_moved_by_hand_is_put_back(
     assert champion(client) == "1"
 
 
-@pytest.mark.parametrize("step", ["log_text", "set_model_version_tag", "set_registered_model_alias"])
+@pytest.mark.parametrize("step", ["log_artifacts", "set_model_version_tag", "set_registered_model_alias"])
 def test_a_gate_that_dies_is_finished_by_its_retry(
     step: str,
     settings: Settings,
@@ -151,17 +156,41 @@ def test_a_gate_that_dies_is_finished_by_its_retry(
     assert champion(client) == "1"
 
 
-def test_a_champion_of_other_features_yields_to_the_floor_alone(
+def test_a_model_of_other_features_is_compared_on_the_same_frozen_rows(
     settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
 ) -> None:
     post(iris, rows)
     train(settings, iris, "all")
     promote(settings, iris, "all")
-    petals = redeclared(iris, features=("petal_length", "petal_width"), gate={"floor": 0.5})
-    train(settings, petals, "petals")
-    record = promote(settings, petals, "petals")
-    assert (record.outcome, record.champion_value) == ("promoted", None)
-    assert "champion 1 cannot be compared: it takes sepal_length, sepal_width" in record.reason
+    sepals = redeclared(iris, features=("sepal_length", "sepal_width"), gate={"floor": 0.5, "leastRows": 20})
+    train(settings, sepals, "sepals")
+    record = promote(settings, sepals, "sepals")
+    assert record.outcome == "kept"
+    assert record.champion_value is not None
+    assert record.value < record.champion_value
+    assert champion(client) == "1"
+
+
+def test_a_field_that_the_frozen_rows_lack_is_for_a_person_to_decide(
+    settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
+) -> None:
+    post(iris, rows)
+    train(settings, iris, "a")
+    promote(settings, iris, "a")
+    taller = parse_pipeline(
+        {
+            "fields": {**IRIS["fields"], "height": {"type": "double", "required": False}},
+            "model": IRIS["model"],
+        },
+        "iris",
+    )
+    post(taller, [{**row, "height": row["sepal_length"] * 3} for row in rows])
+    train(settings, taller, "b")
+    record = promote(settings, taller, "b")
+    assert record.outcome == "needs approval"
+    assert "champion 1 cannot be compared: the frozen evaluation set has no height" in record.reason
+    approved = promote(settings, taller, "b", Approval("ada", "the new sensor was calibrated"))
+    assert (approved.outcome, approved.champion, approved.champion_value) == ("promoted", "2", None)
     assert champion(client) == "2"
 
 
@@ -180,14 +209,19 @@ def test_a_forged_record_counts_for_nothing(
     assert champion(client) == "1"
 
 
-def test_an_evaluation_set_that_was_changed_judges_nobody(
-    settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
+@pytest.mark.parametrize("file", ["frozen/rows.parquet", "gate/training.parquet", "gate/report.json"])
+def test_evidence_beside_the_champion_that_was_changed_judges_nobody(
+    file: str, settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
 ) -> None:
     post(iris, rows)
-    train(settings, iris, "a")
-    client.set_model_version_tag("iris", "1", "levada.eval.sha256", "00" * 32)
-    with pytest.raises(TrainingError, match=r"eval/rows\.parquet of iris version 1 is not the one registered"):
-        promote(settings, iris, "a")
+    for run in ("a", "b"):
+        train(settings, iris, run)
+    promote(settings, iris, "a")
+    before = tracking.download(client, client.get_model_version("iris", "1").run_id, file)
+    tracking.upload(client, client.get_model_version("iris", "1").run_id, {file: before + b" "})
+    with pytest.raises(TrainingError, match=f"{file} of iris version 1 is not the file that was signed"):
+        promote(settings, iris, "b")
+    assert champion(client) == "1"
 
 
 def test_a_run_without_a_version_says_what_to_run(settings: Settings, iris: Pipeline) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +15,12 @@ import pandas as pd
 import pytest
 
 from levada.config import Settings
-from levada.evidence import MODEL_FILE, RUN_TAG, SNAPSHOT_TAG
+from levada.evidence import EXAMPLE_FILE, EXAMPLE_TAG, MODEL_FILE, RUN_TAG, SNAPSHOT_TAG
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import tracking
 from levada.registry.errors import NotEnoughData, TrainingError
 from levada.registry.train import train
+from levada.registry.trainers import linear
 from levada.scoring import OnnxModel, to_columns
 
 Post = Callable[..., None]
@@ -51,35 +54,53 @@ def test_what_is_registered_predicts_raw_rows_like_the_onnx_that_serves(
     run = client.get_run(registered.run_id)
     assert run.data.metrics["accuracy"] >= 0.93
     assert run.data.params["rows"] == "150"
+    assert run.data.metrics["onnx_difference"] <= 1e-5
     assert 25 <= int(run.data.params["rows_held_out"]) <= 40
     assert registered.tags[RUN_TAG] == "manual__1"
     assert registered.tags[SNAPSHOT_TAG].isdigit()
     assert registered.tags["levada.trainer"] == "levada.registry.trainers:linear"
+    example = json.loads(tracking.download(client, registered.run_id, EXAMPLE_FILE))
+    assert len(example["instances"]) == 5
+    replayed = model.scores(to_columns(example["instances"], model.meta.features))
+    np.testing.assert_array_equal(replayed, np.array(example["scores"], dtype=replayed.dtype))
     assert "champion" not in client.get_registered_model("iris").aliases
+
+
+@pytest.mark.row(50, part="what is kept")
+def test_every_file_of_a_version_has_its_digest_and_none_is_a_pickle(
+    settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("LEVADA_IMAGE", "levada/trainer:0.1.0@sha256:ab")
+    post(iris, rows)
+    version = train(settings, iris, "a")
+    client = tracking.connect(settings)
+    registered = client.get_model_version("iris", version)
+    listed = tracking.download(client, registered.run_id, "sha256.json")
+    assert hashlib.sha256(listed).hexdigest() == registered.tags["levada.files.sha256"]
+    digests = json.loads(listed)
+    assert digests[EXAMPLE_FILE] == registered.tags[EXAMPLE_TAG]
+    folder = Path(client.download_artifacts(registered.run_id, ""))
+    model = Path(mlflow.artifacts.download_artifacts(f"models:/iris/{version}"))
+    stored = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    stored |= {f"model/{path.relative_to(model)}": path for path in model.rglob("*") if path.is_file()}
+    del stored["sha256.json"]
+    stored.pop("model/registered_model_meta", None)  # MLflow writes it when it hands the model out
+    assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in stored.items()} == digests
+    assert not [name for name in digests if name.endswith((".pkl", ".pickle", ".joblib"))]
+    assert "model/model.skops" in digests
+    environment = stored["environment.txt"].read_text()
+    assert "scikit-learn==" in environment
+    assert "python==3." in environment
+    assert registered.tags["levada.image"] == "levada/trainer:0.1.0@sha256:ab"
+    assert registered.tags["levada.seed"] == client.get_run(registered.run_id).data.params["seed"]
 
 
 def test_the_same_run_gives_the_same_version(settings: Settings, iris: Pipeline, rows: list[Any], post: Post) -> None:
     post(iris, rows)
     assert train(settings, iris, "a") == train(settings, iris, "a") == "1"
     assert train(settings, iris, "b") == "2"
-
-
-@pytest.mark.parametrize("step", ["mlflow.log_metric", "mlflow.log_artifacts", "mlflow.sklearn.log_model"])
-def test_a_training_that_dies_leaves_no_version_and_its_retry_makes_one(
-    step: str, settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    post(iris, rows)
-    client = tracking.connect(settings)
-
-    def die(*_: object, **__: object) -> None:
-        raise SystemExit("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, die)
-        with pytest.raises(SystemExit):
-            train(settings, iris, "a")
-    assert tracking.versions(client, "iris") == []
-    assert train(settings, iris, "a") == "1"
 
 
 def test_too_little_data_is_told_before_anything_is_written(settings: Settings, iris: Pipeline) -> None:
@@ -104,16 +125,17 @@ def test_a_trainer_that_is_not_in_the_image_is_named(trainer: str, settings: Set
 def test_a_model_whose_onnx_differs_is_not_registered(
     settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from levada.registry.trainers import linear
-
     class Changed:
         """Forgets after the export what it was exported as."""
 
-        def __init__(self, pipeline: Pipeline) -> None:
-            self._inner = linear(pipeline)
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
 
-        def fit(self, frame: Any, labels: Any) -> None:
-            self._inner.fit(frame, labels)
+        def fit(self) -> None:
+            """What scikit-learn looks for in an estimator."""
+
+        def __sklearn_is_fitted__(self) -> bool:
+            return True
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._inner, name)
@@ -122,8 +144,9 @@ def test_a_model_whose_onnx_differs_is_not_registered(
             return self._inner.predict_proba(frame) * 0.99
 
     own = ModuleType("own_trainer")
-    own.build = Changed  # type: ignore[attr-defined]
+    own.build = lambda *given: Changed(linear(*given))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_trainer", own)
+    monkeypatch.setattr("inspect.getsource", lambda _: "own")
     monkeypatch.setattr("levada.registry.export.to_onnx", lambda estimator, **rest: _convert(estimator._inner, **rest))
     post(iris, rows)
     model = {"label": "species", "trainer": "own_trainer:build"}

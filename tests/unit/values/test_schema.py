@@ -143,7 +143,7 @@ def test_names_of_a_users_own_entries_are_checked() -> None:
         ("lake.dedupeWindow", 24),
         ("model.label", None),
         ("model.trainer", "linear"),
-        ("model.gate.floor", 1.5),
+        ("model.gate.significance", 1.5),
         ("serving.replicas", 0),
     ],
 )

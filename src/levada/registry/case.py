@@ -1,0 +1,216 @@
+"""Puts together what the gate looks at: both models' answers on the frozen set and on recent rows, and the checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from levada import evidence
+from levada.evidence import MODEL_FILE, SNAPSHOT_TAG
+from levada.registry import checks, data, tracking
+from levada.registry.compare import Answers
+from levada.registry.data import declared_model, judged_fields
+from levada.registry.dataset import Dataset, Sides, newer_than, sides
+from levada.registry.errors import TrainingError
+from levada.registry.frozen import FROZEN_FILE, Frozen
+from levada.registry.gate import Case, Champion
+from levada.registry.record import FROZEN_TAG
+from levada.scoring import OnnxModel, ScoringError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from mlflow import MlflowClient
+    from numpy.typing import NDArray
+    from pyiceberg.catalog import Catalog
+
+    from levada.pipeline import Pipeline
+    from levada.registry.checks import Window
+
+REPORT_FILE: Final = "gate/report.json"
+BASELINE_FILE: Final = "gate/training.parquet"
+BASELINE_ROWS: Final = 10_000
+"""Training rows kept beside a version for later comparisons, evenly drawn; a distribution needs no more."""
+
+Ask = Callable[[Dataset], Answers]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The champion, and what it left behind when it was judged."""
+
+    version: str
+    ask: Ask | None
+    """None if it cannot be asked."""
+    incomparable: str
+    """Why it cannot."""
+    baseline: Dataset | None
+    """Rows it was trained on."""
+    new: NDArray[np.bool_]
+    """Which rows of the challenger's snapshot came since, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A case for the gate, and the data it was made of."""
+
+    case: Case
+    frozen: Frozen
+    """What both were compared on."""
+    training: Dataset
+    """What the challenger was trained on, with every field that may be a feature."""
+    held_out: Dataset
+    """The rows of its snapshot that it was not trained on."""
+    baseline: Dataset | None = None
+    windows: dict[Window, Dataset] = field(default_factory=dict)
+
+
+def assemble(
+    pipeline: Pipeline, split: Sides, frozen: Frozen | None, challenger: Ask, champion: Standing | None
+) -> Evidence:
+    """The evidence on a challenger.
+
+    Args:
+        pipeline: whose model it is.
+        split: its snapshot.
+        frozen: the frozen evaluation set; without one, the held-out rows become it.
+        challenger: asks the challenger.
+        champion: what serves, if anything does.
+    """
+    gate = declared_model(pipeline).gate
+    training, held_out = split.every.take(split.training), split.every.take(split.held_out)
+    lacking = [name for name in pipeline.features if frozen is not None and name not in frozen.rows.columns]
+    if frozen is None or lacking:
+        frozen = Frozen.of(held_out)
+    if champion is None:
+        return Evidence(Case(frozen.rows, challenger(frozen.rows)), frozen, training, held_out)
+
+    incomparable = champion.incomparable
+    if lacking:
+        incomparable = f"the frozen evaluation set has no {', '.join(lacking)}"
+    ask = None if incomparable else champion.ask
+    order = np.argsort(split.came, kind="stable")
+    new = order[champion.new[order]]
+    windows: dict[Window, Dataset] = {"new": split.every.take(new)}
+    if len(new) > gate.window:
+        windows["recent"] = split.every.take(new[-gate.window :])
+    untrained = new[split.held_out[new]][-gate.window :]
+    recent = split.every.take(untrained) if len(untrained) >= checks.LEAST_ROWS else None
+    theirs = ask(frozen.rows) if ask is not None else None
+    found = []
+    if champion.baseline is not None:
+        names = [name for name in pipeline.features if name in champion.baseline.columns]
+        found = checks.check(
+            gate.drift,
+            {name: _only(rows, names) for name, rows in windows.items()},
+            _only(champion.baseline, names),
+            theirs,
+            {name: ask(rows) for name, rows in windows.items() if len(rows)} if ask is not None else None,
+            regression=gate.regression,
+        )
+    compared = Champion(
+        champion.version, theirs, ask(recent) if ask is not None and recent is not None else None, incomparable
+    )
+    case = Case(
+        frozen.rows, challenger(frozen.rows), compared, challenger(recent) if recent is not None else None, found
+    )
+    return Evidence(case, frozen, training, held_out, champion.baseline, windows)
+
+
+def _only(rows: Dataset, names: list[str]) -> Dataset:
+    features = tuple(feature for feature in rows.features if feature.name in names)
+    return Dataset(features, rows.label, {f.name: rows.columns[f.name] for f in features}, rows.labels)
+
+
+def gather(
+    client: MlflowClient, key: bytes, catalog: Catalog, pipeline: Pipeline, version: Any, champion: Any | None
+) -> tuple[OnnxModel, Evidence]:
+    """Read from registry and lake what a version and the champion are judged by.
+
+    The gate reads the lake itself, at the snapshot the version names: what a trainer says of its data is not evidence.
+
+    Raises:
+        TrainingError: the version's model file or snapshot cannot be used.
+    """
+    try:
+        model = OnnxModel(tracking.download(client, version.run_id, MODEL_FILE))
+    except ScoringError as error:
+        raise TrainingError(f"version {version.version} of {pipeline.name} cannot be judged: {error}") from error
+    rows = data.read_at(catalog, pipeline, int(version.tags[SNAPSHOT_TAG]))
+    if champion is None:
+        split = sides(rows, pipeline)
+        return model, assemble(pipeline, split, None, lambda asked: Answers.of(model, asked), None)
+    files = _Files(client, key, pipeline, champion)
+    split = sides(rows, pipeline, files.frozen.rows if files.frozen is not None else None)
+    if files.frozen is not None and version.tags.get(FROZEN_TAG) != files.frozen.sha256:
+        _refuse_overlap(pipeline, version, rows, files.frozen.rows)
+    known = data.event_ids(catalog, pipeline, int(champion.tags[SNAPSHOT_TAG]))
+    serving, incomparable = files.model(model)
+    standing = Standing(
+        str(champion.version),
+        (lambda asked: Answers.of(serving, asked)) if serving is not None else None,
+        incomparable,
+        files.baseline,
+        newer_than(split, known),
+    )
+    return model, assemble(pipeline, split, files.frozen, lambda asked: Answers.of(model, asked), standing)
+
+
+def _refuse_overlap(pipeline: Pipeline, version: Any, rows: pa.Table, frozen: Dataset) -> None:
+    """Refuse a version that kept another evaluation set apart, if it was trained on rows of this one.
+
+    That is so where the set grew by an approval after the training, or somebody moved the alias before it.
+    """
+    split = sides(rows, pipeline)
+    names = [name for name in pipeline.features if name in frozen.columns]
+    seen = int(np.isin(frozen.digests(names), split.every.digests(names)[split.training]).sum())
+    if seen:
+        raise TrainingError(
+            f"version {version.version} of {pipeline.name} was trained on {seen} rows of the frozen evaluation set, "
+            "which is another one now: train again"
+        )
+
+
+class _Files:
+    """What lies beside the champion, each file only if its digest is the one in the champion's signed report."""
+
+    def __init__(self, client: MlflowClient, key: bytes, pipeline: Pipeline, version: Any) -> None:
+        self._client, self._version = client, version
+        self.record = evidence.verify(key, pipeline.name, str(version.version), version.tags)
+        self.frozen: Frozen | None = None
+        self.baseline: Dataset | None = None
+        if self.record.report_sha256 is None:
+            return
+        report = json.loads(self._file(REPORT_FILE, self.record.report_sha256))
+        fields, label = judged_fields(pipeline), declared_model(pipeline).label
+        self.frozen = Frozen.read(self._file(FROZEN_FILE, report["files"][FROZEN_FILE]), fields, label)
+        self.baseline = Frozen.read(self._file(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label).rows
+
+    def _file(self, path: str, digest: str) -> bytes:
+        raw = tracking.download(self._client, self._version.run_id, path)
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise TrainingError(
+                f"{path} of {self._version.name} version {self._version.version} is not the file that was signed: "
+                "somebody changed it; put it back, or let an earlier version serve with levada rollback"
+            )
+        return raw
+
+    def model(self, challenger: OnnxModel) -> tuple[OnnxModel | None, str]:
+        """The serving model, or why it cannot be asked what the challenger is asked."""
+        try:
+            model = OnnxModel(self._file(MODEL_FILE, self.record.onnx_sha256))
+        except (ScoringError, TrainingError) as error:
+            return None, str(error)
+        if model.meta.label != challenger.meta.label:
+            return None, f"it predicts {model.meta.label}, not {challenger.meta.label}"
+        there = {feature.name: feature.type == "string" for feature in challenger.meta.features}
+        if self.frozen is not None:
+            there |= {feature.name: feature.type == "string" for feature in self.frozen.rows.features}
+        other = [f.name for f in model.meta.features if there.get(f.name) != (f.type == "string")]
+        if other:
+            return None, f"it takes {', '.join(other)}, which is not declared any more or has another type"
+        return model, ""
