@@ -7,20 +7,26 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psycopg
 import pyarrow as pa
 import pytest
+from mlflow import MlflowClient
 from pyiceberg.catalog.sql import SqlCatalog
 
 from levada import lake
 from levada.config import MlflowSettings, PostgresSettings, Settings
+from levada.evidence import ALIAS
 from levada.pipeline import Pipeline, parse_pipeline
+from levada.registry import tracking
+from levada.registry.contract import Context
 
 Row = dict[str, Any]
 MEASURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
@@ -157,3 +163,40 @@ def settings(
     key = tmp_path / "key"
     key.write_text("the key of the gate")
     return Settings(mlflow=MlflowSettings(uri=f"file://{tmp_path}/mlruns"), gate_key_file=key, postgres=postgres)
+
+
+@pytest.fixture
+def client(settings: Settings) -> MlflowClient:
+    """The registry of :func:`settings`."""
+    return tracking.connect(settings)
+
+
+@pytest.fixture
+def weak(iris: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """Iris with a trainer that learns badly and a low floor."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    def build(rows: pa.Table, pipeline: Pipeline, _: Context) -> Any:
+        columns = ColumnTransformer([("all", "passthrough", list(pipeline.features))])
+        frame = rows.to_pandas()
+        return make_pipeline(columns, LogisticRegression(C=1e-4)).fit(frame, frame["species"])
+
+    module = ModuleType("weak_trainer")
+    module.build = build  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "weak_trainer", module)
+    monkeypatch.setattr("inspect.getsource", lambda _: "weak")
+    return redeclared(iris, trainer="weak_trainer:build", gate={"floor": 0.2, "leastRows": 20, "calibration": 1.0})
+
+
+def redeclared(pipeline: Pipeline, **model: Any) -> Pipeline:
+    """The same pipeline with other keys in its model block."""
+    before = pipeline.model_dump(exclude={"name"})
+    return parse_pipeline({**before, "model": {**before["model"], **model}}, pipeline.name)
+
+
+def champion(client: MlflowClient) -> str | None:
+    """The version that the alias names."""
+    aliases = client.get_registered_model("iris").aliases
+    return str(aliases[ALIAS]) if ALIAS in aliases else None

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
@@ -16,49 +13,14 @@ from levada.config import Settings
 from levada.evidence import ALIAS, GATE_TAG, SIGNATURE_TAG, verify
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import tracking
-from levada.registry.contract import Context
 from levada.registry.errors import TrainingError
 from levada.registry.promote import Approval, promote
 from levada.registry.train import train
 
-from .conftest import IRIS
+from .conftest import IRIS, champion, redeclared
 
 Post = Callable[..., None]
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns of its own insides
-
-
-@pytest.fixture
-def client(settings: Settings) -> MlflowClient:
-    return tracking.connect(settings)
-
-
-@pytest.fixture
-def weak(iris: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """Iris with a trainer that learns badly and a low floor."""
-    from sklearn.compose import ColumnTransformer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    def build(rows: pa.Table, pipeline: Pipeline, _: Context) -> Any:
-        columns = ColumnTransformer([("all", "passthrough", list(pipeline.features))])
-        frame = rows.to_pandas()
-        return make_pipeline(columns, LogisticRegression(C=1e-4)).fit(frame, frame["species"])
-
-    module = ModuleType("weak_trainer")
-    module.build = build  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "weak_trainer", module)
-    monkeypatch.setattr("inspect.getsource", lambda _: "weak")
-    return redeclared(iris, trainer="weak_trainer:build", gate={"floor": 0.2, "leastRows": 20, "calibration": 1.0})
-
-
-def redeclared(pipeline: Pipeline, **model: Any) -> Pipeline:
-    before = pipeline.model_dump(exclude={"name"})
-    return parse_pipeline({**before, "model": {**before["model"], **model}}, pipeline.name)
-
-
-def champion(client: MlflowClient) -> str | None:
-    aliases = client.get_registered_model("iris").aliases
-    return str(aliases[ALIAS]) if ALIAS in aliases else None
 
 
 def test_a_first_model_above_the_floor_serves_with_its_evidence(

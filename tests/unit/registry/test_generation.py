@@ -1,0 +1,114 @@
+"""The row that says which version is champion, on a real PostgreSQL, and gates that want to change it at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+
+from levada import evidence
+from levada.config import PostgresSettings, Settings
+from levada.evidence import Record
+from levada.pipeline import Pipeline
+from levada.registry import case, tracking
+from levada.registry.errors import TrainingError
+from levada.registry.generation import Generations
+from levada.registry.promote import promote
+from levada.registry.train import train
+
+Post = Callable[..., None]
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns of its own insides
+
+RECORD = Record(
+    "promoted", "1", "1", "accuracy", 0.95, None, "a", "ab" * 32, "2026-11-23T08:00:00.000000+00:00", generation=1
+)
+
+
+@pytest.fixture
+def generations(postgres: PostgresSettings) -> Iterator[Generations]:
+    made = Generations(create_engine(postgres.url(), pool_size=20))
+    yield made
+    made.close()
+
+
+@pytest.mark.row(47, part="compare-and-set")
+def test_of_twenty_gates_at_once_one_decides(generations: Generations) -> None:
+    generations.state("iris", None)
+    start = threading.Barrier(20)
+
+    def decide(number: int) -> bool:
+        start.wait()
+        return generations.move("iris", replace(RECORD, version=str(number), champion=str(number)), "s")
+
+    for generation in range(1, 6):
+        with ThreadPoolExecutor(20) as pool:
+            assert sum(pool.map(decide, range(20))) == (generation == 1)
+    state = generations.state("iris", None)
+    assert state.generation == 1
+    assert [(each.generation, each.champion) for each in generations.history("iris")] == [(1, state.champion)]
+
+
+def test_the_tables_may_be_made_by_many_at_once(postgres: PostgresSettings) -> None:
+    engines = [create_engine(postgres.url()) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for made in pool.map(Generations, engines):
+            made.close()
+
+
+def test_pipelines_do_not_touch_each_other(generations: Generations) -> None:
+    for name in ("iris", "wine"):
+        generations.state(name, None)
+        assert generations.move(name, RECORD, "s")
+    assert generations.state("wine", None).generation == 1
+
+
+def test_a_row_that_was_lost_or_is_older_than_the_records_begins_where_they_are(generations: Generations) -> None:
+    later = replace(RECORD, champion="7", generation=41)
+    assert (generations.state("iris", later).generation, generations.state("iris", later).champion) == (41, "7")
+    assert not generations.move("iris", RECORD, "s")
+    assert generations.state("iris", replace(later, generation=40, champion="6")).champion == "7"
+    assert generations.state("iris", replace(later, generation=42, champion="8")).champion == "8"
+
+
+def test_a_database_that_is_down_is_said_and_nothing_is_decided(tmp_path: Any) -> None:
+    for name in ("username", "password"):
+        (tmp_path / name).write_text("x")
+    nobody = PostgresSettings(host="127.0.0.1", port=1, database="x", credentials=tmp_path)
+    with pytest.raises(TrainingError, match="cannot be reached, nothing was decided and the champion stays"):
+        Generations(create_engine(nobody.url()))
+
+
+@pytest.mark.row(47, part="two gates")
+def test_two_gates_at_once_cannot_both_win(
+    settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post(iris, rows)
+    for run in ("a", "b"):
+        train(settings, iris, run)
+    gather, together, looked = case.gather, threading.Barrier(2), []
+
+    def wait(*given: Any) -> Any:
+        found = gather(*given)
+        looked.append(given[-1])
+        if len(looked) <= 2:
+            together.wait(60)  # both have seen that there is no champion
+        return found
+
+    monkeypatch.setattr(case, "gather", wait)
+    with ThreadPoolExecutor(2) as pool:
+        records = list(pool.map(lambda run: promote(settings, iris, run), ("a", "b")))
+    assert sorted(record.outcome for record in records) == ["kept", "promoted"]
+    won = next(record for record in records if record.outcome == "promoted")
+    lost = next(record for record in records if record.outcome == "kept")
+    assert (lost.champion, lost.generation) == (won.version, 1)
+    assert looked[:2] == [None, None]
+    assert str(looked[2].version) == won.version  # judged anew, against the one that was faster
+    client = tracking.connect(settings)
+    assert str(client.get_model_version_by_alias("iris", "champion").version) == won.version
+    found = [(str(each.version), each.tags) for each in tracking.versions(client, "iris")]
+    assert evidence.newest(b"the key of the gate", "iris", found).champion == won.version  # type: ignore[union-attr]
