@@ -1,4 +1,4 @@
-"""Training schedules: an Airflow DAG a pipeline, made from its declaration."""
+"""Airflow DAGs made from the declarations: a training schedule, and what people decide about its models."""
 
 from __future__ import annotations
 

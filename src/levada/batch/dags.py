@@ -1,4 +1,4 @@
-"""Airflow DAGs, one a declared pipeline that has a model.
+"""Airflow DAGs, three a declared pipeline that has a model: train, approve, roll back. The last two are for people.
 
 Airflow keeps one import error a *file*, and a file with an error loses all its DAGs. So the image has two DAG
 files: ``levada.py`` calls :func:`build`, which passes over a broken declaration, and ``levada_errors.py`` calls
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Param
 from kubernetes.client import V1EnvVar
 
 from levada.batch import SKIP_EXIT_CODE
 from levada.config import settings
-from levada.pipeline import Pipeline, PipelineError, declared_names, load_pipeline
+from levada.pipeline import Model, Pipeline, PipelineError, declared_names, load_pipeline
 
 POD_TEMPLATE: Final = Path("/etc/levada/trainer/pod.yaml")
 """Pod of a training: image, resources, credentials and security come from the chart."""
+_BY: Final = "--by={{ dag_run.triggering_user_name or 'unknown' }}"
 
 
 def build(folder: Path | None = None) -> dict[str, DAG]:
@@ -53,13 +54,14 @@ def _read(folder: Path | None) -> tuple[list[DAG], list[str]]:
         try:
             pipeline = load_pipeline(folder, name)
             if pipeline.enabled and pipeline.model is not None and pipeline.model.enabled:
-                dags.append(_training(pipeline, pipeline.model.schedule))
+                dags += [_training(pipeline, pipeline.model), _approval(pipeline), _way_back(pipeline)]
         except PipelineError as error:
             problems.append(str(error))
     return dags, problems
 
 
-def _training(pipeline: Pipeline, schedule: str) -> DAG:
+def _training(pipeline: Pipeline, model: Model) -> DAG:
+    schedule = model.schedule
     try:
         dag = DAG(
             dag_id=f"{pipeline.name}-train",
@@ -83,20 +85,51 @@ def _training(pipeline: Pipeline, schedule: str) -> DAG:
             f"pipeline {pipeline.name}: model.schedule `{schedule}` is no schedule: {error}; "
             "write a cron expression, a preset such as @hourly, or none"
         ) from error
-    train = _pod(dag, pipeline, "train", timedelta(hours=2))
-    train >> _pod(dag, pipeline, "promote", timedelta(minutes=15))
+    # A user's image trains and no more: it is not what judges.
+    train = _pod(dag, pipeline, "train", ["--run", "{{ run_id }}"], timedelta(hours=2), model.image)
+    train >> _pod(dag, pipeline, "promote", ["--run", "{{ run_id }}"], timedelta(minutes=15))
     return dag
 
 
-def _pod(dag: DAG, pipeline: Pipeline, command: str, limit: timedelta) -> Any:
+def _approval(pipeline: Pipeline) -> DAG:
+    run = Param(type="string", minLength=1, description="The run of the training whose version waits")
+    dag = _by_hand(pipeline, "approve", "Let the version of a training serve that needs approval", run=run)
+    _pod(dag, pipeline, "promote", ["--run={{ params.run }}", "--approve={{ params.why }}", _BY], timedelta(minutes=15))
+    return dag
+
+
+def _way_back(pipeline: Pipeline) -> DAG:
+    dag = _by_hand(pipeline, "rollback", "Let the champion before the present one serve again")
+    _pod(dag, pipeline, "rollback", [pipeline.name, "--why={{ params.why }}", _BY], timedelta(minutes=5))
+    return dag
+
+
+def _by_hand(pipeline: Pipeline, action: str, description: str, **params: Param) -> DAG:
+    why = Param(type="string", minLength=1, description="Why; it is written into the signed record")
+    return DAG(
+        dag_id=f"{pipeline.name}-{action}",
+        description=f"{pipeline.name}: {description}",
+        schedule=None,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        tags=["levada"],
+        params={**params, "why": why},
+        # Not tried again: whoever started it looks at it.
+        default_args={"owner": "levada", "retries": 0},
+    )
+
+
+def _pod(dag: DAG, pipeline: Pipeline, command: str, arguments: list[str], limit: timedelta, image: str = "") -> Any:
+    environment = {"LEVADA_PIPELINE": pipeline.name, **({"LEVADA_IMAGE": image} if image else {})}
     return KubernetesPodOperator(
         dag=dag,
         task_id=command,
         name=f"{pipeline.name}-{command}",
         pod_template_file=str(POD_TEMPLATE),
         cmds=["levada"],
-        arguments=[command, "--run", "{{ run_id }}"],
-        env_vars=[V1EnvVar(name="LEVADA_PIPELINE", value=pipeline.name)],
+        arguments=[command, *arguments],
+        image=image or None,
+        env_vars=[V1EnvVar(name=name, value=value) for name, value in environment.items()],
         labels={"levada.io/pipeline": pipeline.name},
         in_cluster=True,
         deferrable=False,

@@ -158,12 +158,18 @@ def _log_model(fitted: Fitted, rows: Dataset) -> tuple[str, str | None]:
     # Named here, MLflow does not start a process to find them out.
     requirements = [f"{package}=={packages[package]}" for package in _MODEL if package in packages]
     if fitted.estimator is None:
-        answers = pd.DataFrame(fitted.model.scores(rows.take(np.arange(len(frame))).columns))
+        few = rows.take(np.arange(len(frame)))
+        # Columns of shape (rows, 1), as the file takes them.
+        columns = {
+            name: (column.astype(str) if column.dtype == object else column).reshape(-1, 1)
+            for name, column in few.columns.items()
+        }
         logged = mlflow.onnx.log_model(
             onnx.load_model_from_string(fitted.raw),
             name="model",
-            signature=infer_signature(frame, answers),
-            input_example=frame,
+            signature=infer_signature(columns, fitted.model.scores(few.columns)),
+            input_example=columns,
+            onnx_execution_providers=["CPUExecutionProvider"],
             pip_requirements=requirements,
         )
     else:

@@ -28,10 +28,11 @@ def test_prometheus_knows_when_each_process_of_airflow_was_last_alive(line: Line
 
 
 def test_prometheus_counts_the_runs_of_every_pipeline(line: Line) -> None:
-    models = {f"{name}-train" for name, pipeline in line.target.pipelines().items() if pipeline.model is not None}
+    models = [name for name, pipeline in line.target.pipelines().items() if pipeline.model is not None]
+    dags = {f"{name}-{action}" for name in models for action in ("train", "approve", "rollback")}
 
     def counted() -> bool:
-        return {each["metric"]["dag_id"] for each in query(line, "levada_airflow_dag_runs")} == models
+        return {each["metric"]["dag_id"] for each in query(line, "levada_airflow_dag_runs")} == dags
 
     wait_for(counted, 90)
     assert {each["metric"]["state"] for each in query(line, "levada_airflow_dag_runs")} == {

@@ -60,14 +60,15 @@ def test_every_pipeline_with_a_model_has_a_dag_that_parses_without_io(line: Line
     found = json.loads(line.exec(DAG_PROCESSOR, "python", "-c", _PARSE).splitlines()[-1])
     assert found["errors"] == {}
     models = {name for name, pipeline in line.target.pipelines().items() if pipeline.model is not None}
+    tasks: dict[str, list[list[object]]] = {
+        "train": [["train", 2, ["promote"]], ["promote", 2, []]],
+        "approve": [["promote", 0, []]],
+        "rollback": [["rollback", 0, []]],
+    }
     assert found["dags"] == {
-        f"{name}-train": {
-            "tasks": [["train", 2, ["promote"]], ["promote", 2, []]],
-            "max_active_runs": 1,
-            "catchup": False,
-            "tags": ["levada"],
-        }
+        f"{name}-{action}": {"tasks": each, "max_active_runs": 1, "catchup": False, "tags": ["levada"]}
         for name in models
+        for action, each in tasks.items()
     }
 
 

@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from levada.evidence import GATE_TAG, SIGNATURE_TAG, EvidenceError, Record, newest, sign, verify
+from levada.evidence import (
+    GATE_TAG,
+    ROLLBACK_SIGNATURE_TAG,
+    ROLLBACK_TAG,
+    SIGNATURE_TAG,
+    EvidenceError,
+    Record,
+    newest,
+    sign,
+    verify,
+)
 
 KEY = b"a key"
 RECORD = Record("promoted", "3", "3", "accuracy", 0.95, None, "first", "ab" * 32, "2026-11-23T08:00:00.000000+00:00")
@@ -52,3 +62,22 @@ def test_the_newest_record_that_verifies_counts() -> None:
     forged = tags(replace(RECORD, version="5", decided_at="2027-01-01T00:00:00.000000+00:00"), key=b"another key")
     assert newest(KEY, "iris", [("4", tags(later)), ("3", tags(RECORD)), ("5", forged), ("6", {})]) == later
     assert newest(KEY, "iris", [("5", forged)]) is None
+
+
+def test_a_later_generation_beats_a_later_clock() -> None:
+    moved = replace(RECORD, version="4", champion="4", generation=2)
+    late = replace(RECORD, version="5", outcome="kept", generation=1, decided_at="2027-01-01T00:00:00.000000+00:00")
+    assert newest(KEY, "iris", [("4", tags(moved)), ("5", tags(late))]) == moved
+
+
+@pytest.mark.row(47, part="a signed record")
+def test_a_roll_back_is_believed_from_either_version_if_it_is_signed() -> None:
+    second = replace(RECORD, version="4", champion="4", generation=2)
+    back = replace(second, outcome="rolled back", champion="3", generation=3)
+    text = back.to_json()
+    beside = {ROLLBACK_TAG: text, ROLLBACK_SIGNATURE_TAG: sign(KEY, "iris", text)}
+    assert newest(KEY, "iris", [("3", tags(RECORD) | beside), ("4", tags(second))]) == back
+    assert newest(KEY, "iris", [("3", tags(RECORD)), ("4", tags(second) | beside)]) == back
+    assert verify(KEY, "iris", "3", tags(RECORD) | beside) == RECORD
+    forged = {**beside, ROLLBACK_SIGNATURE_TAG: sign(b"another key", "iris", text)}
+    assert newest(KEY, "iris", [("3", tags(RECORD) | forged), ("4", tags(second))]) == second
