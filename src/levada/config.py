@@ -152,8 +152,18 @@ class PredictorSettings(_Block):
 
     port: int = 8080
     poll_seconds: float = 5.0
-    """Mean time between two looks at the champion alias."""
+    """Mean time between two looks at the registry."""
+    api_keys_file: Path | None = None
+    """File of API keys, as the collector's; without one nobody is asked for a key."""
+    cache: Path = Path("/var/cache/levada/models")
+    """Folder for the models that served last; a process that starts without the registry begins with them."""
     max_body_bytes: int = 8_388_608
+    header_timeout: float = 5.0
+    """Seconds from the first byte of a request to the end of its headers."""
+    body_timeout: float = 30.0
+    """Seconds from there to the end of its body."""
+    max_header_bytes: int = 16_384
+    max_connections: int = 1024
 
 
 class Settings(BaseSettings):

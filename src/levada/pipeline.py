@@ -234,7 +234,12 @@ class Serving(_Model):
     enabled: bool = True
     """Whether a predictor runs; it needs a model."""
     replicas: Annotated[int, Property(ge=1, le=100)] = 1
-    """Pods of the predictor."""
+    """Pods of the predictor; where `max_replicas` is more, the fewest."""
+    max_replicas: Annotated[int, Property(ge=1, le=100)] = 1
+    """Above `replicas`, pods are added while they are busy, up to this many."""
+    challenger: Literal["none", "shadow"] = "none"
+    """`shadow`: the newest version that the gate let live without promoting it is asked what the champion is asked. It
+    never answers; metrics say how often it would have said the same."""
 
 
 class Declaration(_Model):

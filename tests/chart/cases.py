@@ -78,6 +78,10 @@ def _features() -> dict[str, Mapping[str, Any]]:
         "everything external, own secrets": merge(secrets, {"global": EXTERNAL}),
         "pipeline off": {"global": {"pipelines": {"plants": {"enabled": False}}}},
         "sink off": {"global": {"pipelines": {"plants": {"stream": {"enabled": False}}}}},
+        "predictor scaled": {"global": {"pipelines": {"plants": {"serving": {"maxReplicas": 4}}}}},
+        "predictor open, models kept": {
+            "serving": {"predictor": {"apiKeys": {"enabled": False}, "cache": {"existingClaim": "models"}}}
+        },
         "predictor off": {"global": {"pipelines": {"plants": {"serving": {"enabled": False}}}}},
         "model off": {"global": {"pipelines": {"plants": {"model": {"enabled": False}}}}},
         "two pipelines": {"global": {"pipelines": {"a" * 40: PLANTS}}},

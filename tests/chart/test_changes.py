@@ -101,6 +101,7 @@ def test_each_own_setting_of_a_program_restarts_it() -> None:
         ({"lake": {"dedupeWindow": "1h"}}, {"Deployment levada-sink-plants"}),
         ({"model": {"label": "height"}}, {"Deployment levada-predictor-plants"}),
         ({"serving": {"replicas": 2}}, set()),
+        ({"serving": {"challenger": "shadow"}}, {"Deployment levada-predictor-plants"}),
     ],
 )
 def test_a_changed_pipeline_restarts_only_its_own_processes(change: dict[str, Any], expected: set[str]) -> None:

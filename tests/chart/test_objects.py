@@ -58,6 +58,35 @@ def test_a_pipeline_adds_exactly_these_objects() -> None:
     assert rendered(feature("a pipeline")) - rendered(render()) == listed(PIPELINE)
 
 
+def test_an_autoscaler_owns_the_replicas_of_a_predictor_that_may_have_more() -> None:
+    release = feature("predictor scaled")
+    assert rendered(release) - rendered(feature("a pipeline")) == listed("HorizontalPodAutoscaler: predictor-plants")
+    (scaler,) = release.kind("HorizontalPodAutoscaler")
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "levada-predictor-plants"}
+    cpu = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}
+    metrics = [{"type": "Resource", "resource": cpu}]
+    assert scaler["spec"] == {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 4, "metrics": metrics}
+    assert "replicas" not in release.find("Deployment", "levada-predictor-plants")["spec"]
+    plants = {**PLANTS, "serving": {"replicas": 3, "maxReplicas": 2}}
+    fixed = render(values={"global": {"pipelines": {"plants": plants}}})
+    assert fixed.kind("HorizontalPodAutoscaler") == []
+    assert fixed.find("Deployment", "levada-predictor-plants")["spec"]["replicas"] == 3
+
+
+def test_predictions_need_a_key_unless_told_otherwise() -> None:
+    for name, keys, volume in (
+        ("a pipeline", "/etc/levada/credentials/api-keys/keys.json", {"emptyDir": {"sizeLimit": "1Gi"}}),
+        ("predictor open, models kept", None, {"persistentVolumeClaim": {"claimName": "models"}}),
+    ):
+        (pod,) = (each for each in pods(feature(name)) if each.component == "predictor")
+        assert variables(pod).get("LEVADA_PREDICTOR__API_KEYS_FILE") == keys
+        secrets = {secret for kind, secret, _ in sources(pod) if kind == "secret"}
+        assert secrets == {"levada-gate", *(["levada-predictor-keys"] if keys else [])}
+        assert {"name": "cache", **volume} in pod.spec["volumes"]
+        made = json.loads(feature(name).find("ConfigMap", "levada-credentials")["data"]["spec.json"])
+        assert ("levada-predictor-keys" in made) is (keys is not None)
+
+
 def test_the_order_page_adds_exactly_these_objects() -> None:
     page = "CronJob: maintain-orders\nDeployment: orders sink-orders\nService: orders\nServiceAccount: orders"
     assert rendered(feature("the order page")) - rendered(feature("a pipeline")) == listed(page)

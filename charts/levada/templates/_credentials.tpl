@@ -37,6 +37,12 @@
       "admin-username" (dict "value" "admin")
       "admin-password" (dict "random" 18)) -}}
 {{- end -}}
+{{- with (.Values.serving | default dict).predictor -}}
+{{- if and .enabled .apiKeys.enabled (not .apiKeys.existingSecret) -}}
+{{- $_ := set $spec (printf "%s-api-key" $release) $keyed -}}
+{{- $_ := set $spec (printf "%s-predictor-keys" $release) (dict "keys.json" (dict "apiKeysOf" (list (printf "%s-api-key/key" $release)))) -}}
+{{- end -}}
+{{- end -}}
 {{- with $ingest.collector -}}
 {{- if and .enabled (not .existingSecret) -}}
 {{- $_ := set $spec (printf "%s-api-key" $release) $keyed -}}

@@ -148,11 +148,12 @@ def _print_report(report: Any) -> None:
 def predict(
     pipeline: Annotated[str, typer.Argument(help="A declared pipeline with a model.")],
     features: Annotated[list[str], typer.Argument(help="One JSON object, or feature=value for each feature.")],
+    probabilities: Annotated[bool, typer.Option(help="Ask for the probability of each label, too.")] = False,
     cluster: Cluster = "levada",
     context: Context = None,
     namespace: Namespace = "levada",
 ) -> None:
-    """Ask the predictor of a pipeline for one prediction."""
+    """Ask the predictor of a pipeline for one prediction, with the line's own API key."""
     target = _target(cluster, context, namespace)
     if len(features) == 1 and features[0].lstrip().startswith("{"):
         instance = _json(features[0])
@@ -162,8 +163,9 @@ def predict(
             sys.exit(f"levada: {wrong[0]!r} is not feature=value")
         instance = {name: _json(value) for name, _, value in pairs}
     answer = target.endpoint(f"predictor-{pipeline}", 8080).request(
-        "POST", "/predict", json={"instances": [instance]}, retry_for=10
-    )
+        "POST", "/predict" + ("?probabilities=true" if probabilities else ""), json={"instances": [instance]},
+        headers={"Authorization": f"Bearer {target.secret('api-key', 'key')}"}, retry_for=10,
+    )  # fmt: skip
     target.close()
     typer.echo(json.dumps(answer.json(), indent=2))
     raise typer.Exit(0 if answer.is_success else 1)

@@ -216,14 +216,15 @@ class Demo:
                 raise LineError(f"the gate named version {champion}, the predictor still serves {serving or 'none'}")
             time.sleep(0.5)
         instances = [{name: row.get(name) for name in self._pipeline.features} for row in self._rows]
-        answer = predictor.request("POST", "/predict", json={"instances": instances})
+        key = {"Authorization": f"Bearer {self._target.secret('api-key', 'key')}"}
+        answer = predictor.request("POST", "/predict", json={"instances": instances}, headers=key)
         if answer.status_code != 200:
             raise LineError(f"the predictor answered {answer.status_code}: {answer.text[:500]}")
         body = answer.json()
         self.report.version = body["model"]["version"]
         if self.report.version != champion:
             raise LineError(f"version {self.report.version} answered, the gate's outcome names {champion}")
-        labels = [prediction["label"] for prediction in body["predictions"]]
+        labels = [prediction.get("label", prediction.get("value")) for prediction in body["predictions"]]
         self.report.correct = sum(label == row[self._label] for label, row in zip(labels, self._rows, strict=True))
         self.report.sample = f"{json.dumps(instances[0])} → {labels[0]}"
 

@@ -5,20 +5,34 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import time
+from collections.abc import Collection
 from typing import Final
 
 import httpx
+import numpy as np
+import orjson
 import structlog
 from prometheus_client import Counter, Gauge
 
 from levada import evidence
-from levada.event import Checker
-from levada.evidence import ALIAS, MODEL_FILE, SNAPSHOT_TAG, EvidenceError, Record
-from levada.pipeline import Field, Pipeline
+from levada.evidence import ALIAS, EXAMPLE_FILE, EXAMPLE_TAG, MODEL_FILE, SNAPSHOT_TAG, EvidenceError, Outcome
+from levada.http.problem import Problem
 from levada.scoring import OnnxModel, ScoringError
+from levada.serving.cache import Cache
+from levada.serving.loaded import Loaded
 from levada.serving.registry import Registry, Version
+
+_FIRST: Final = 50
+"""Versions that are looked at when nothing is known yet, from the newest down."""
+_RECENT: Final = 5
+"""The same for each later look; what an older one is decided to be is seen at the alias."""
+_AGAIN_SECONDS: Final = 60.0
+"""After which a version that was refused is tried again: its files may be repaired."""
+_TOLERANCE: Final = 1e-5
+"""Largest difference between the scores of an example and those found here, in parts of the largest of them."""
+_SERVES: Final[tuple[Outcome, ...]] = ("promoted",)
+_SHADOWS: Final[tuple[Outcome, ...]] = ("kept", "needs approval")
 
 log = structlog.get_logger()
 
@@ -26,42 +40,43 @@ INFO: Final = Gauge("levada_model_version_info", "1 for the model version that a
 SWAPS: Final = Counter("levada_model_swaps_total", "Models that were taken into service", ["name"])
 REFUSED: Final = Counter(
     "levada_model_refused_total",
-    "Versions behind the champion alias that were not served, by reason",
+    "Versions behind the champion alias, or named by the gate, that were not served, by reason",
     ["name", "reason"],
 )
 POLL_ERRORS: Final = Counter("levada_model_poll_errors_total", "Looks at the registry that failed", ["name"])
-
-
-@dataclass(frozen=True)
-class Champion:
-    """A verified model, ready to answer."""
-
-    name: str
-    version: str
-    run_id: str
-    snapshot: str
-    """Iceberg snapshot it was trained on."""
-    loaded_at: str
-    model: OnnxModel
-    checker: Checker
-    """Checks one row of features."""
 
 
 class Watcher:
     """Keeps :attr:`champion` at the version that the gate's newest signed record names.
 
     The alias is only a sign to look: a version serves when the record in its tags is signed with the gate's key,
-    says *promoted*, is the newest one, and carries the hash of the very model file that was loaded. So an alias or
-    tag changed by hand changes nothing. Whatever fails, the last good model goes on answering.
+    says *promoted*, is the newest one or named by a roll-back, carries the hash of the very model file that was loaded,
+    and answers its example as it did in training. So an alias or tag changed by hand changes nothing. Whatever fails,
+    the last good model goes on answering; a process that starts without the registry begins with its cache.
     """
 
-    def __init__(self, registry: Registry, name: str, key: bytes) -> None:
+    def __init__(self, registry: Registry, cache: Cache, name: str, key: bytes, *, shadow: bool = False) -> None:
+        """Watch one model.
+
+        Args:
+            registry: where versions are.
+            cache: what is left of them on disk.
+            name: the model.
+            key: the gate's.
+            shadow: whether a challenger is loaded, too.
+        """
         self._registry = registry
+        self._cache = cache
         self._name = name
         self._key = key
-        self._refused: tuple[str, str] | None = None
+        self._shadow = shadow
+        self._versions: dict[str, Version] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._failed: dict[str, tuple[Version, float]] = {}
         self._nothing_promoted = False
-        self.champion: Champion | None = None
+        self.champion: Loaded | None = None
+        self.challenger: Loaded | None = None
+        """The newest version that the gate let live without promoting it, where it is newer than the champion."""
 
     @property
     def ready(self) -> bool:
@@ -82,30 +97,61 @@ class Watcher:
         """Look once and swap if there is a new champion; never raises for what the registry says."""
         try:
             alias = self._registry.alias(self._name, ALIAS)
-            if self.champion is None or (alias is not None and alias.number != self.champion.version):
-                self._follow(alias)
+            found = self._registry.recent(self._name, _RECENT if self._versions else _FIRST)
+            self._versions |= {version.number: version for version in (*found, *filter(None, [alias]))}
+            self._follow(alias)
+            if self._shadow:
+                self._follow_challenger()
         except (httpx.HTTPError, KeyError, ValueError) as error:
             POLL_ERRORS.labels(self._name).inc()
             log.warning("the registry cannot be read", model=self._name, error=f"{type(error).__name__}: {error}")
+            if self.champion is None:
+                self._begin_without()
+
+    def _begin_without(self) -> None:
+        """Take into service what served when this pod last saw the registry."""
+        known = {version.number: version for version in self._cache.versions()}
+        newest = evidence.newest(self._key, self._name, ((v.number, v.tags) for v in known.values()))
+        if newest is None or newest.champion not in known:
+            return
+        try:
+            self._swap(self._load(known[newest.champion], _SERVES))
+        except (httpx.HTTPError, EvidenceError, ScoringError) as error:
+            log.error("the cache has no model that can serve", model=self._name, error=str(error))
 
     def _follow(self, alias: Version | None) -> None:
-        versions = {version.number: version for version in self._registry.recent(self._name)}
-        if alias is not None:
-            versions.setdefault(alias.number, alias)
-        newest = evidence.newest(self._key, self._name, ((v.number, v.tags) for v in versions.values()))
+        newest = evidence.newest(self._key, self._name, ((v.number, v.tags) for v in self._versions.values()))
         chosen = newest.champion if newest is not None else None
         if alias is not None and alias.number != chosen:
             self._refuse(alias.number, *self._why_not(alias))
         self._nothing_promoted = chosen is None
         if chosen is None or (self.champion is not None and self.champion.version == chosen):
             return
-        version = versions.get(chosen) or self._registry.version(self._name, chosen)
+        if chosen not in self._versions:
+            self._versions[chosen] = self._registry.version(self._name, chosen)
+        champion = self._try(self._versions[chosen], _SERVES)
+        if champion is not None:
+            self._swap(champion)
+            self._tidy(champion)
+
+    def _follow_challenger(self) -> None:
+        champion, chosen = self.champion, None
+        if champion is not None:
+            newer = (number for number in self._versions if int(number) > int(champion.version))
+            for number in sorted(newer, key=int, reverse=True):
+                if self._outcome(self._versions[number]) in _SHADOWS:
+                    chosen = self._versions[number]
+                    break
+        if chosen is None:
+            self.challenger = None
+        elif self.challenger is None or self.challenger.version != chosen.number:
+            self.challenger = self._try(chosen, _SHADOWS)
+
+    def _outcome(self, version: Version) -> Outcome | None:
         try:
-            champion = self._load(version)
-        except (EvidenceError, ScoringError) as error:
-            self._refuse(chosen, error.reason if isinstance(error, EvidenceError) else "model", str(error))
-            return
-        self._swap(champion)
+            return evidence.verify(self._key, self._name, version.number, version.tags).outcome
+        except EvidenceError:
+            return None
 
     def _why_not(self, alias: Version) -> tuple[str, str]:
         try:
@@ -116,31 +162,45 @@ class Watcher:
             return "gate", f"the gate did not promote it: {record.reason}"
         return "superseded", "the gate's newest record names another version"
 
-    def _load(self, version: Version) -> Champion:
-        record: Record = evidence.verify(self._key, self._name, version.number, version.tags)
-        if record.outcome != "promoted":
-            raise EvidenceError("gate", f"the gate did not promote it: {record.reason}")
-        raw = self._registry.download(version.run_id, MODEL_FILE)
-        if hashlib.sha256(raw).hexdigest() != record.onnx_sha256:
-            raise EvidenceError("hash", "its model file is not the one that the gate judged")
-        model = OnnxModel(raw)
-        model.check()
-        fields = {f.name: Field(type=f.type, required=f.required) for f in model.meta.features}
-        return Champion(
-            name=self._name,
-            version=version.number,
-            run_id=version.run_id,
-            snapshot=version.tags.get(SNAPSHOT_TAG, ""),
-            loaded_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            model=model,
-            checker=Checker(Pipeline(name=self._name, fields=fields)),
-        )
+    def _try(self, version: Version, outcomes: Collection[Outcome]) -> Loaded | None:
+        before, until = self._failed.get(version.number, (None, 0.0))
+        if before == version and time.monotonic() < until:
+            return None  # to load it takes time from requests
+        try:
+            return self._load(version, outcomes)
+        except (EvidenceError, ScoringError) as error:
+            self._failed = {version.number: (version, time.monotonic() + _AGAIN_SECONDS)}
+            self._refuse(version.number, error.reason if isinstance(error, EvidenceError) else "model", str(error))
+            return None
 
-    def _swap(self, champion: Champion) -> None:
+    def _load(self, version: Version, outcomes: Collection[Outcome]) -> Loaded:
+        record = evidence.verify(self._key, self._name, version.number, version.tags)
+        if record.outcome not in outcomes:
+            raise EvidenceError("gate", f"the gate did not promote it: {record.reason}")
+        onnx = OnnxModel(self._file(version, MODEL_FILE, record.onnx_sha256, "the one that the gate judged"))
+        snapshot = version.tags.get(SNAPSHOT_TAG, "")
+        model = Loaded(self._name, version.number, onnx, run_id=version.run_id, snapshot=snapshot)
+        digest = version.tags.get(EXAMPLE_TAG)
+        if digest is None:
+            onnx.check()
+        else:
+            replay(model, self._file(version, EXAMPLE_FILE, digest, "the one that its tag names"))
+        return model
+
+    def _file(self, version: Version, path: str, sha256: str, meant: str) -> bytes:
+        raw = self._cache.read(version.number, sha256)
+        if raw is None:
+            raw = self._registry.download(version.run_id, path)
+            if hashlib.sha256(raw).hexdigest() != sha256:
+                raise EvidenceError("hash", f"its file {path} is not {meant}")
+            self._cache.write(version.number, sha256, raw)
+        return raw
+
+    def _swap(self, champion: Loaded) -> None:
         before = self.champion
         # One reference: a request sees the old model or the new one, never a mixture.
         self.champion = champion
-        self._refused = None
+        self._told.clear()
         SWAPS.labels(self._name).inc()
         INFO.clear()
         INFO.labels(self._name, champion.version).set(1)
@@ -149,9 +209,39 @@ class Watcher:
             before=before.version if before is not None else None,
         )  # fmt: skip
 
+    def _tidy(self, champion: Loaded) -> None:
+        """Keep what a start without the registry needs, and forget what is too old to matter."""
+        newest = sorted(self._versions, key=int, reverse=True)[:_FIRST]
+        self._versions = {number: self._versions[number] for number in {*newest, champion.version}}
+        self._cache.remember(self._versions.values())
+        self._cache.forget_all_but({champion.version, *newest[:_RECENT]})
+
     def _refuse(self, version: str, reason: str, message: str) -> None:
         # The alias is looked at every few seconds; what is wrong with it is told once.
-        if self._refused != (version, reason):
-            self._refused = (version, reason)
+        if (version, reason) not in self._told:
+            self._told.add((version, reason))
             REFUSED.labels(self._name, reason).inc()
             log.error("version not served", model=self._name, version=version, reason=reason, message=message)
+
+
+def replay(model: Loaded, raw: bytes) -> None:
+    """Ask a model what it was asked in training, and compare.
+
+    Args:
+        model: the model.
+        raw: ``{"instances": [...], "scores": [[...]]}`` as JSON.
+
+    Raises:
+        ScoringError: it answers otherwise, or cannot be asked.
+    """
+    try:
+        example = orjson.loads(raw)
+        expected = np.array(example["scores"], dtype=np.float64)
+        found = model.model.score_rows(model.form.checked(example["instances"]))
+    except (ValueError, KeyError, TypeError, Problem) as error:
+        raise ScoringError(f"its example cannot be replayed: {type(error).__name__}: {error}") from error
+    if found.shape != expected.shape:
+        raise ScoringError(f"its example has scores of shape {expected.shape}, here they are of {found.shape}")
+    furthest = float(np.abs(found - expected).max(initial=0.0)) / max(float(np.abs(expected).max(initial=0.0)), 1.0)
+    if not furthest <= _TOLERANCE:
+        raise ScoringError(f"it does not answer its example as in training: scores differ by up to {furthest:.2g}")

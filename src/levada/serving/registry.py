@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-
-_RECENT: Final = 50
-"""Versions looked at for the newest decision, from the newest version down."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,10 @@ class Registry:
         """One version of a model."""
         return _version(self._get("model-versions/get", name=model, version=number)["model_version"])
 
-    def recent(self, model: str) -> list[Version]:
-        """The newest versions of a model, newest first."""
+    def recent(self, model: str, count: int) -> list[Version]:
+        """At most ``count`` versions of a model, newest first."""
         body = self._get(
-            "model-versions/search", filter=f"name = '{model}'", max_results=_RECENT, order_by="version_number DESC"
+            "model-versions/search", filter=f"name = '{model}'", max_results=count, order_by="version_number DESC"
         )
         return [_version(raw) for raw in body.get("model_versions", ())]
 

@@ -3,76 +3,89 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
-import uvicorn
 import uvloop
 
-from levada.config import Settings, read_secret, required
+from levada import process
+from levada.config import PredictorSettings, Settings, read_secret, required
+from levada.http.connection import Limits
+from levada.http.keys import ApiKeys, load_keys
+from levada.http.reload import Reloaded
+from levada.http.server import listen
 from levada.pipeline import Pipeline
-from levada.process import run
 from levada.serving.app import Predictor
+from levada.serving.cache import Cache
 from levada.serving.champion import Watcher
 from levada.serving.registry import Registry
+from levada.serving.shadow import Shadow
 
-DRAIN_SECONDS: Final = 2.0
-"""From SIGTERM to the end of listening: in it, every answer asks its client to close the connection."""
-_FINISH_SECONDS: Final = 10
-"""What a request that is under way then still has."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, which here leaves the signals to :func:`levada.process.run`."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_REFRESH_SECONDS: Final = 2.0
+_GARBAGE_OBJECTS: Final = 10_000
 
 
 def serve(settings: Settings, pipeline: Pipeline) -> None:
     """Answer predictions of one pipeline until SIGTERM.
 
     Raises:
-        ConfigError: LEVADA_MLFLOW__URI or LEVADA_GATE_KEY_FILE is missing.
+        ConfigError: LEVADA_MLFLOW__URI or LEVADA_GATE_KEY_FILE is missing, or the file of API keys cannot be used.
     """
+    chosen = settings.predictor
     key = read_secret(required(settings.gate_key_file, "LEVADA_GATE_KEY_FILE")).encode()
     registry = Registry(required(settings.mlflow, "LEVADA_MLFLOW__URI").uri)
-    watcher = Watcher(registry, pipeline.name, key)
-    app = Predictor(pipeline, lambda: watcher.champion, lambda: watcher.ready, settings.predictor.max_body_bytes)
+    shadows = pipeline.serving.challenger == "shadow"
+    watcher = Watcher(registry, Cache(chosen.cache, pipeline.name), pipeline.name, key, shadow=shadows)
+    shadow = Shadow(pipeline.name, lambda: watcher.challenger)
+    keys = _keys(chosen.api_keys_file)
+    app = Predictor(
+        pipeline,
+        lambda: watcher.champion,
+        lambda: watcher.ready,
+        chosen.max_body_bytes,
+        keys=(lambda: keys.value) if keys is not None else None,
+        mirror=shadow.mirror,
+    )
 
     def main(stop: threading.Event) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every poll
-        arguments = (stop, settings.predictor.poll_seconds)
-        threading.Thread(target=watcher.run, args=arguments, name="watcher", daemon=True).start()
+        threading.Thread(target=watcher.run, args=(stop, chosen.poll_seconds), name="watcher", daemon=True).start()
+        if shadows:
+            threading.Thread(target=shadow.run, args=(stop,), name="shadow", daemon=True).start()
+        # What is loaded by now stays, and some hundred requests under way are no garbage.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GARBAGE_OBJECTS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(listen(app, "0.0.0.0", settings.predictor.port, stop))  # noqa: S104 - a pod's own address
+            runner.run(answer(app, chosen, stop, keys))
 
-    run(main, settings, ready=lambda: watcher.ready)
+    process.run(main, settings, ready=lambda: watcher.ready)
 
 
-async def listen(app: Predictor, host: str, port: int, stop: threading.Event) -> None:
-    """Serve ``app`` until ``stop``; then tell clients to go, stop listening, and finish what is under way."""
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http="httptools",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=_FINISH_SECONDS,
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not (stop.is_set() or serving.done()):
-        await asyncio.sleep(0.1)
-    app.draining = True
-    if not serving.done():
-        await asyncio.sleep(DRAIN_SECONDS)
-    server.should_exit = True
-    await serving
+def _keys(path: Path | None) -> Reloaded[ApiKeys] | None:
+    return Reloaded(path, lambda: load_keys(path)) if path is not None else None
+
+
+async def answer(
+    app: Predictor, settings: PredictorSettings, stop: threading.Event, keys: Reloaded[ApiKeys] | None = None
+) -> None:
+    """Listen until ``stop``, and look whether the file of API keys changes."""
+    limits = Limits(settings.header_timeout, settings.body_timeout, settings.max_header_bytes, settings.max_connections)
+    refreshing = asyncio.create_task(_refresh(keys)) if keys is not None else None
+    try:
+        await listen(app, settings.port, limits, stop)
+    finally:
+        if refreshing is not None:
+            refreshing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await refreshing
+
+
+async def _refresh(keys: Reloaded[ApiKeys]) -> None:
+    while True:
+        await asyncio.sleep(_REFRESH_SECONDS)
+        await asyncio.to_thread(keys.refresh)

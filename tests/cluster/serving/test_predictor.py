@@ -41,7 +41,8 @@ def instances() -> list[dict[str, float]]:
 @pytest.mark.row(43)
 def test_served_predictions_are_those_of_the_logged_model(line: Line, in_trainer: InTrainer) -> None:
     rows = instances()
-    answer = httpx.post(f"{line.predictor_url('iris')}/predict", json={"instances": rows}, timeout=30)
+    url = f"{line.predictor_url('iris')}/predict?probabilities=true"
+    answer = httpx.post(url, json={"instances": rows}, headers=key(line), timeout=30)
     served = answer.raise_for_status().json()
     version = served["model"]["version"]
     offline = in_trainer(
@@ -76,7 +77,7 @@ def test_a_promoted_model_is_served_soon_and_no_request_fails(line: Line, in_tra
         body = json.dumps({"instances": instances()[:5]})
         while not stop.is_set():
             try:
-                connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+                connection.request("POST", "/predict", body, {"Content-Type": "application/json", **key(line)})
                 response = connection.getresponse()
                 answer = json.loads(response.read())
                 answers.append((time.time(), response.status, answer["model"]["version"]))
@@ -131,11 +132,54 @@ def test_endpoints_and_refusals(line: Line) -> None:
         ({"species": "setosa"}, "species"),
         ({"petal_width": None}, "petal_width"),
     ):
-        answer = httpx.post(f"{url}/predict", json={"instances": [{**row, **change}]}, timeout=30)
+        answer = httpx.post(f"{url}/predict", json={"instances": [{**row, **change}]}, headers=key(line), timeout=30)
         assert answer.status_code == 422
         assert [error["field"] for error in answer.json()["errors"]] == [field]
-    answer = httpx.post(f"{url}/predict", content=b'{"instances": [', headers={"Content-Type": "application/json"})
+    answer = httpx.post(
+        f"{url}/predict", content=b'{"instances": [', headers={"Content-Type": "application/json", **key(line)}
+    )
     assert answer.status_code == 400
+    assert httpx.post(f"{url}/predict", json={"instances": [row]}, timeout=30).status_code == 401
+    tensors = [{"name": name, "shape": [1], "datatype": "FP64", "data": [value]} for name, value in row.items()]
+    answer = httpx.post(f"{url}/v2/models/iris/infer", json={"inputs": tensors}, headers=key(line), timeout=30)
+    assert (answer.status_code, answer.headers["levada-model-version"]) == (200, version(url))
+    assert answer.json()["outputs"][0]["data"] == ["setosa"]
+
+
+@pytest.mark.row(52)
+def test_a_container_that_starts_again_serves_while_mlflow_is_away(line: Line) -> None:
+    url = line.predictor_url("iris")
+    before = version(url)
+    line.kubectl("scale", "deployment/levada-mlflow", "--replicas=0")
+    try:
+        line.kubectl("wait", "pod", "-l", "app.kubernetes.io/component=mlflow", "--for=delete", "--timeout=120s")
+        # The container ends as at any SIGTERM, and is started again.
+        line.exec("deployment/levada-predictor-iris", "python", "-c", "import os; os.kill(1, 15)")
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                rows = {"instances": instances()[:5]}
+                answer = httpx.post(f"{line.predictor_url('iris')}/predict", json=rows, headers=key(line), timeout=10)
+                if answer.status_code == 200 and _restarts(line) > 0:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert answer.json()["model"]["version"] == before
+    finally:
+        line.kubectl("scale", "deployment/levada-mlflow", "--replicas=1")
+        line.kubectl("rollout", "status", "deployment/levada-mlflow", "--timeout=240s")
+
+
+def _restarts(line: Line) -> int:
+    selector = "levada.io/pipeline=iris,app.kubernetes.io/component=predictor"
+    pods = json.loads(line.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    return max(status["restartCount"] for pod in pods for status in pod["status"].get("containerStatuses", ()))
+
+
+def key(line: Line) -> dict[str, str]:
+    return {"Authorization": f"Bearer {line.api_key}"}
 
 
 def version(url: str) -> str:

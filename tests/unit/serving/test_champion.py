@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
 from levada.evidence import GATE_TAG, SIGNATURE_TAG
+from levada.serving.cache import Cache
 from levada.serving.champion import Watcher
 from levada.serving.registry import Registry
 
@@ -24,8 +27,13 @@ def registry(mlflow: FakeMlflow) -> Iterator[Registry]:
 
 
 @pytest.fixture
-def watcher(registry: Registry) -> Watcher:
-    return Watcher(registry, "things", KEY)
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "models", "things")
+
+
+@pytest.fixture
+def watcher(registry: Registry, cache: Cache) -> Watcher:
+    return Watcher(registry, cache, "things", KEY)
 
 
 def serving(watcher: Watcher) -> str | None:
@@ -59,7 +67,7 @@ def test_a_promoted_version_is_served_at_the_next_look(mlflow: FakeMlflow, watch
 
 
 def test_a_pod_is_ready_with_its_champion_or_while_there_is_none_at_all(
-    mlflow: FakeMlflow, registry: Registry, watcher: Watcher, make_model: Make
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, watcher: Watcher, make_model: Make, tmp_path: Path
 ) -> None:
     mlflow.broken = True
     watcher.look()
@@ -68,12 +76,12 @@ def test_a_pod_is_ready_with_its_champion_or_while_there_is_none_at_all(
     watcher.look()
     assert watcher.ready
     mlflow.promote("1", make_model())
-    late = Watcher(registry, "things", KEY)
+    late = Watcher(registry, cache, "things", KEY)
     assert not late.ready
     late.look()
     assert late.ready
     mlflow.versions["1"].raw = b"no model"
-    hurt = Watcher(registry, "things", KEY)
+    hurt = Watcher(registry, Cache(tmp_path / "none", "things"), "things", KEY)
     hurt.look()
     assert not hurt.ready
 
@@ -140,7 +148,7 @@ def test_a_promoted_file_that_is_no_model_keeps_the_last_good_one(
 
 
 def test_an_alias_moved_by_hand_changes_nothing_not_even_for_a_new_process(
-    mlflow: FakeMlflow, registry: Registry, watcher: Watcher, make_model: Make
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, watcher: Watcher, make_model: Make
 ) -> None:
     mlflow.promote("1", make_model())
     mlflow.promote("2", make_model(("a", "b")))
@@ -150,7 +158,7 @@ def test_an_alias_moved_by_hand_changes_nothing_not_even_for_a_new_process(
     for alias in ("1", "3", None):
         mlflow.alias = alias
         assert serving(watcher) == "2"
-        assert serving(Watcher(registry, "things", KEY)) == "2"
+        assert serving(Watcher(registry, cache, "things", KEY)) == "2"
     assert refused("superseded") > before
 
 
@@ -177,3 +185,137 @@ def test_a_registry_that_fails_changes_nothing(mlflow: FakeMlflow, watcher: Watc
     del mlflow.versions["1"]  # and a registry that lost everything neither
     mlflow.alias = None
     assert serving(watcher) == "1"
+
+
+def test_a_rollback_serves_the_older_champion_again(
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.promote("1", make_model())
+    mlflow.promote("2", make_model(("a", "b")))
+    assert serving(watcher) == "2"
+    mlflow.roll_back("2", to="1")
+    assert serving(watcher) == "1"
+    assert serving(Watcher(registry, cache, "things", KEY)) == "1"
+    mlflow.add("3", make_model(), champion="1", generation=3)  # a later decision that changes nothing
+    assert serving(watcher) == "1"
+
+
+def test_the_gates_record_is_followed_before_the_alias_is(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.add("2", make_model(("a", "b")), champion="2")  # the gate died before it moved the alias
+    assert serving(watcher) == "2"
+
+
+EXAMPLE = {
+    "instances": [{"x": 0.5, "n": 1}, {"x": -2, "n": 0, "note": "seen"}],
+    "scores": [[0.18242552380635635, 0.8175744761936437], [0.8807970779778823, 0.11920292202211755]],
+}
+
+
+@pytest.mark.row(52)
+@pytest.mark.parametrize("broken", ["", "a score", "a row", "the file", "no JSON", "a feature"])
+def test_a_model_that_does_not_answer_its_example_is_not_swapped_in(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make, broken: str
+) -> None:
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.promote("2", make_model(("a", "b")))
+    example = json.loads(json.dumps(EXAMPLE))
+    if broken == "a score":
+        example["scores"][1][0] += 0.0001
+    if broken == "a row":
+        del example["scores"][1]
+    if broken == "a feature":
+        del example["instances"][0]["x"]
+    mlflow.explain("2", b"{" if broken == "no JSON" else json.dumps(example).encode())
+    if broken == "the file":
+        mlflow.versions["2"].example += b" "
+    assert serving(watcher) == ("1" if broken else "2")
+
+
+@pytest.mark.row(52, part="the cache")
+def test_a_start_without_the_registry_serves_what_served(
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, watcher: Watcher, make_model: Make
+) -> None:
+    mlflow.promote("1", make_model())
+    mlflow.promote("2", make_model(("a", "b")))
+    mlflow.explain("2", json.dumps(EXAMPLE).encode())
+    assert serving(watcher) == "2"
+    mlflow.roll_back("2", to="1")
+    assert serving(watcher) == "1"
+    mlflow.broken = True
+    late = Watcher(registry, cache, "things", KEY)
+    assert serving(late) == "1"
+    assert late.ready
+    mlflow.broken = False
+    mlflow.promote("5", make_model())
+    assert serving(late) == "5"
+    downloads = mlflow.downloads
+    assert serving(Watcher(registry, cache, "things", KEY)) == "5"
+    assert mlflow.downloads == downloads  # it was on disk
+
+
+@pytest.mark.parametrize("what", ["model", "records", "key"])
+def test_a_cache_that_was_changed_is_not_served(
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, watcher: Watcher, make_model: Make, tmp_path: Path, what: str
+) -> None:
+    mlflow.promote("1", make_model())
+    assert serving(watcher) == "1"
+    mlflow.broken = True
+    (file,) = (tmp_path / "models" / "things" / "1").iterdir()
+    if what == "model":
+        file.write_bytes(make_model(("evil", "worse")))
+    if what == "records":
+        records = tmp_path / "models" / "things" / "versions.json"
+        records.write_text(records.read_text().replace("0.95", "0.99"))
+    late = Watcher(registry, cache, "things", b"another key" if what == "key" else KEY)
+    assert serving(late) is None
+    assert not late.ready
+    mlflow.broken = False
+    if what != "key":
+        assert serving(late) == "1"
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    mlflow: FakeMlflow, registry: Registry, make_model: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    mlflow.promote("1", make_model())
+    assert serving(Watcher(registry, Cache(tmp_path / "file", "things"), "things", KEY)) == "1"
+
+
+def test_the_cache_keeps_the_files_of_few_versions(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make, tmp_path: Path
+) -> None:
+    for number in range(1, 10):
+        mlflow.promote(str(number), make_model())
+        assert serving(watcher) == str(number)
+    assert len([*(tmp_path / "models" / "things").glob("*/")]) <= 6
+
+
+def challenger(watcher: Watcher) -> str | None:
+    watcher.look()
+    return watcher.challenger.version if watcher.challenger is not None else None
+
+
+def test_the_newest_version_that_was_not_refused_is_the_challenger(
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, make_model: Make
+) -> None:
+    watcher = Watcher(registry, cache, "things", KEY, shadow=True)
+    mlflow.add("1", make_model(), champion=None, outcome="kept")
+    assert challenger(watcher) is None
+    mlflow.promote("2", make_model())
+    assert challenger(watcher) is None
+    mlflow.add("3", make_model(), champion="2", outcome="kept")
+    assert challenger(watcher) == "3"
+    mlflow.add("4", make_model(), champion="2", outcome="needs approval")
+    mlflow.add("5", make_model(), champion="2")
+    mlflow.add("6", make_model(), champion="2", outcome="kept", key=b"a key that was guessed")
+    assert challenger(watcher) == "4"
+    mlflow.promote("7", make_model())
+    assert challenger(watcher) is None
+    assert watcher.champion is not None
+    assert watcher.champion.version == "7"

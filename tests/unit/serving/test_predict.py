@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import socket
@@ -11,71 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from levada.event import Checker
 from levada.pipeline import Pipeline, parse_pipeline
-from levada.scoring import OnnxModel
-from levada.serving import serve
-from levada.serving.app import MAX_INSTANCES, Predictor
-from levada.serving.champion import Champion
+from levada.serving.forms import MAX_INSTANCES
 
 from .conftest import DECLARED
+from .predicting import HEADERS, Running, loaded
 
 Make = Callable[..., bytes]
 ROW = {"x": 0.5, "n": 1, "note": "seen"}
-
-
-class Running:
-    """A predictor that listens on 127.0.0.1."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.champion: Champion | None = None
-        self.ready = False
-        self.app = Predictor(pipeline, lambda: self.champion, lambda: self.ready, max_body_bytes=1_000_000)
-        self.stop = threading.Event()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(serve.listen(self.app, "127.0.0.1", self.port, self.stop)), daemon=True
-        )
-        self.thread.start()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except OSError:
-                time.sleep(0.02)
-        raise TimeoutError("the predictor does not listen")
-
-    def close(self) -> None:
-        """Drain and stop, as SIGTERM does."""
-        self.stop.set()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-    def ask(
-        self, body: bytes | str | dict[str, Any] | None, path: str = "/predict", method: str = "POST", **headers: str
-    ) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        raw = json.dumps(body).encode() if isinstance(body, dict) else body
-        sent = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        connection.request(method, path, raw, sent)
-        response = connection.getresponse()
-        content = response.read()
-        connection.close()
-        parsed = json.loads(content) if "json" in response.headers.get("content-type", "") else {"text": content}
-        return response.status, parsed, response.headers
-
-
-def champion(raw: bytes, version: str) -> Champion:
-    inputs = {name: field for name, field in DECLARED["fields"].items() if name != "kind"}  # type: ignore[attr-defined]
-    checker = Checker(parse_pipeline({"fields": inputs}, "things"))
-    return Champion("things", version, f"run-{version}", "77", "2026-11-23T08:00:00+00:00", OnnxModel(raw), checker)
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +37,19 @@ def running(server: Running) -> Running:
 
 
 def test_rows_are_answered_with_label_scores_and_version(running: Running, make_model: Make) -> None:
-    running.champion = champion(make_model(), "3")
+    running.champion = loaded(make_model(), "3")
     body = {"instances": [ROW, {"x": -5, "n": -3}, {"x": 1e300, "n": 2**62, "note": None}]}
-    status, answer, _ = running.ask(body)
+    status, answer, headers = running.ask(body)
     assert status == 200
-    assert answer["model"] == {"name": "things", "version": "3"}
-    assert [prediction["label"] for prediction in answer["predictions"]] == ["high", "low", "high"]
-    scores = answer["predictions"][0]["scores"]
+    assert answer == {
+        "predictions": [{"label": "high"}, {"label": "low"}, {"label": "high"}],
+        "model": {"name": "things", "version": "3"},
+    }
+    assert (headers["levada-model"], headers["levada-model-version"]) == ("things", "3")
+    _, told, _ = running.ask(body, "/predict?probabilities=true")
+    assert told["model"] == answer["model"]
+    assert [prediction["label"] for prediction in told["predictions"]] == ["high", "low", "high"]
+    scores = told["predictions"][0]["scores"]
     assert scores.keys() == {"low", "high"}
     assert scores["high"] == pytest.approx(0.8175744761936437, abs=1e-12)
 
@@ -125,7 +76,7 @@ def test_rows_are_answered_with_label_scores_and_version(running: Running, make_
 def test_a_feature_that_does_not_fit_is_named(
     running: Running, make_model: Make, instance: str, field: str, rule: str
 ) -> None:
-    running.champion = champion(make_model(), "1")
+    running.champion = loaded(make_model(), "1")
     status, answer, headers = running.ask('{"instances": [{"x": 0, "n": 0}, ' + instance + "]}")
     assert (status, headers["content-type"]) == (422, "application/problem+json")
     assert [(error["instance"], error["field"], error["rule"]) for error in answer["errors"]] == [(1, field, rule)]
@@ -146,13 +97,15 @@ def test_a_feature_that_does_not_fit_is_named(
         (b'{"instances": {}}', 422),
         (b'{"instances": []}', 422),
         (b'{"instances": [[1.5, 1]]}', 422),
+        (b'{"inputs": [{"x": 1.5, "n": 1}]}', 422),
+        (b'{"inputs": [[1.5, 1, null]], "instances": [{"x": 1.5, "n": 1}]}', 422),
         (b'{"instances": [], "parameters": {}}', 422),
         (b'{"instances": [' + b"{}," * MAX_INSTANCES + b"{}]}", 422),
         (b" " * 1_000_001, 413),
     ],
 )
 def test_bodies_that_are_no_request(running: Running, make_model: Make, body: bytes, status: int) -> None:
-    running.champion = champion(make_model(), "1")
+    running.champion = loaded(make_model(), "1")
     got, answer, headers = running.ask(body)
     assert (got, answer["status"], headers["content-type"]) == (status, status, "application/problem+json")
     # The process is well and answers the next one.
@@ -168,10 +121,16 @@ def test_methods_paths_and_types(running: Running, make_model: Make) -> None:
     assert running.ask(None, "/livez", "GET")[0] == 200
     running.ready = True
     assert running.ask(None, "/readyz", "GET")[0] == 200
-    running.champion = champion(make_model(), "1")
+    running.champion = loaded(make_model(), "1")
     version = running.ask(None, "/version", "GET")[1]
+    assert version.pop("loaded_at") > "2026"
     assert version == {
-        "name": "things", "version": "1", "run_id": "run-1", "snapshot": "77", "loaded_at": "2026-11-23T08:00:00+00:00",
+        "name": "things", "version": "1", "run_id": "run-1", "snapshot": "77",
+        "task": "classification", "label": "kind", "labels": ["low", "high"],
+        "features": [
+            {"name": "x", "type": "double", "required": True}, {"name": "n", "type": "long", "required": True},
+            {"name": "note", "type": "string", "required": False},
+        ],
     }  # fmt: skip
     assert running.ask(b"x", Content_Type="text/csv")[0] == 415
     assert running.ask(b"{}", Content_Type="application/json; charset=utf-8")[0] == 422
@@ -190,7 +149,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(running: Running) -> No
             yield b" " * 100_000
 
     connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
-    connection.request("POST", "/predict", chunks(), {"Content-Type": "application/json"}, encode_chunked=True)
+    connection.request("POST", "/predict", chunks(), HEADERS, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
 
@@ -199,19 +158,23 @@ def test_the_description_is_made_from_the_declaration(running: Running) -> None:
     described = running.ask(None, "/openapi.json", "GET")[1]
     operation = described["paths"]["/predict"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    instance = schema["properties"]["instances"]["items"]
-    assert instance["properties"] == {
-        "x": {"type": "number"}, "n": {"type": "integer"}, "note": {"type": ["string", "null"]},
+    named, positional = (one["properties"] for one in schema["oneOf"])
+    instance = named["instances"]["items"]
+    assert {name: each["type"] for name, each in instance["properties"].items()} == {
+        "x": "number", "n": "integer", "note": ["string", "null"],
     }  # fmt: skip
     assert instance["required"] == ["x", "n"]
-    assert {"200", "400", "413", "415", "422", "503"} == operation["responses"].keys()
+    assert [each["type"] for each in positional["inputs"]["items"]["prefixItems"]] == [
+        "number", "integer", ["string", "null"],
+    ]  # fmt: skip
+    assert {"200", "400", "401", "403", "413", "415", "422", "503"} == operation["responses"].keys()
     assert {"/version", "/livez", "/readyz", "/metrics"} < described["paths"].keys()
 
 
 @pytest.mark.row(52)
 def test_swapping_models_under_load_fails_no_request_and_mixes_none(running: Running, make_model: Make) -> None:
     # What a version answers tells which model it was: the labels are its own.
-    models = [champion(make_model((f"low-{n}", f"high-{n}")), str(n)) for n in range(6)]
+    models = [loaded(make_model((f"low-{n}", f"high-{n}")), str(n)) for n in range(6)]
     running.champion = models[0]
     stop = threading.Event()
     answers: list[tuple[int, str, str]] = []
@@ -222,7 +185,7 @@ def test_swapping_models_under_load_fails_no_request_and_mixes_none(running: Run
         body = json.dumps({"instances": [ROW] * 3})
         while not stop.is_set():
             try:
-                connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+                connection.request("POST", "/predict", body, HEADERS)
                 response = connection.getresponse()
                 answer = json.loads(response.read())
                 labels = {prediction["label"] for prediction in answer["predictions"]}
@@ -249,7 +212,7 @@ def test_swapping_models_under_load_fails_no_request_and_mixes_none(running: Run
 
 def test_a_drain_sends_every_client_away_and_fails_no_request(pipeline: Pipeline, make_model: Make) -> None:
     running = Running(pipeline)
-    running.champion = champion(make_model(), "1")
+    running.champion = loaded(make_model(), "1")
     results: list[int] = []
     sent_away: list[bool] = []
 
@@ -257,9 +220,7 @@ def test_a_drain_sends_every_client_away_and_fails_no_request(pipeline: Pipeline
         connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
         closed = False
         while not closed:
-            connection.request(
-                "POST", "/predict", json.dumps({"instances": [ROW]}), {"Content-Type": "application/json"}
-            )
+            connection.request("POST", "/predict", json.dumps({"instances": [ROW]}), HEADERS)
             response = connection.getresponse()
             response.read()
             results.append(response.status)
