@@ -174,10 +174,13 @@ def _contingency(table: NDArray[np.int64]) -> float:
 
 
 def _duplicates(drift: Drift, window: Window, baseline: Dataset, rows: Dataset) -> Check:
-    # Among more rows more repeat, so both shares are of equally many, the newest.
+    # Among more rows more repeat, so both shares are of equally many, drawn at random: the newest could be one round of
+    # rows that come again and again.
     size = min(len(baseline), len(rows))
-    before = duplicates(baseline.take(np.arange(len(baseline) - size, len(baseline))))
-    after = duplicates(rows.take(np.arange(len(rows) - size, len(rows))))
+    drawn = np.random.default_rng(0)
+    before, after = (
+        duplicates(sample.take(drawn.choice(len(sample), size, replace=False))) for sample in (baseline, rows)
+    )
     return Check(
         window, "duplicates", after - before, 0.0, after - before > drift.duplicates,
         f"duplicates: {after:.0%} of {size} rows repeat an earlier one, {before:.0%} in the champion's training data",

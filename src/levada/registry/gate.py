@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from levada.registry.checks import Check
     from levada.registry.dataset import Dataset
 
-SLICE_ROWS = 5
+SLICE_ROWS: Final = 5
 """A value of a slice with fewer frozen rows is shown, not judged."""
 
 

@@ -68,6 +68,9 @@ def test_repeated_rows_count_however_many_rows_there_are() -> None:
     assert duplicates(dataset([1.0, 1.0, 2.0, -0.0, 0.0], ["a", "a", "a", "a", "b"])) == pytest.approx(0.2)
     baseline = dataset(CHANCE.normal(size=300))
     assert "duplicates" in alarms(baseline, dataset(np.tile(CHANCE.normal(size=30), 10)))
+    assert "duplicates" in alarms(
+        baseline, dataset(np.tile(CHANCE.normal(size=400), 10))
+    )  # each round longer than what is drawn
     dice = dataset(CHANCE.integers(1, 7, 300).astype(float))
     assert alarms(dice, dataset(CHANCE.integers(1, 7, 3000).astype(float))) == set()
 

@@ -47,6 +47,15 @@ def raising(*_: Any) -> Any:
     raise ZeroDivisionError("no rows to divide")
 
 
+def regressor(rows: pa.Table, pipeline: Pipeline, _: Context) -> Any:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+
+    columns = ColumnTransformer([("all", "passthrough", list(pipeline.features))])
+    return make_pipeline(columns, LinearRegression()).fit(rows.to_pandas(), range(len(rows)))
+
+
 def nothing(*_: Any) -> Any:
     return None
 
@@ -63,7 +72,7 @@ def unexportable(rows: pa.Table, pipeline: Pipeline, context: Context) -> Any:
     return made
 
 
-TRAINERS = {f.__name__: f for f in (unfitted, raising, nothing, garbage, unexportable)}
+TRAINERS = {f.__name__: f for f in (unfitted, raising, regressor, nothing, garbage, unexportable)}
 Fault = tuple[str, Any, str, Exception]
 
 # Where it breaks, what is broken there, and what the training then says.
@@ -142,6 +151,7 @@ def test_twenty_faulty_trainings_leave_no_version_and_change_nothing_that_serves
     said.append(str(refused.value)[:200])
     assert serving() == before
     assert len(said) >= 20
+    assert any("must return a classifier; Pipeline has no predict_proba" in each for each in said)
     print("\n".join(said))
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -81,6 +82,29 @@ def test_a_database_that_is_down_is_said_and_nothing_is_decided(tmp_path: Any) -
     nobody = PostgresSettings(host="127.0.0.1", port=1, database="x", credentials=tmp_path)
     with pytest.raises(TrainingError, match="cannot be reached, nothing was decided and the champion stays"):
         Generations(create_engine(nobody.url()))
+
+
+@pytest.mark.row(48, part="a lost pod and a clock that is set back")
+def test_versions_and_decisions_stay_in_order_when_pods_are_lost_and_clocks_set_back(
+    settings: Settings, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Yesterday(datetime):
+        """A clock that was set back by a day."""
+
+        @classmethod
+        def now(cls, zone: Any = None) -> Any:
+            return datetime.now(zone) - timedelta(days=1)
+
+    post(iris, rows)
+    assert [train(settings, iris, run) for run in ("a", "a", "b", "a", "c")] == ["1", "1", "2", "1", "3"]
+    first = promote(settings, iris, "a")
+    monkeypatch.setattr("levada.registry.book.datetime", Yesterday)
+    second = promote(settings, iris, "b")
+    third = promote(settings, iris, "c")
+    assert first.decided_at < second.decided_at < third.decided_at
+    client = tracking.connect(settings)
+    found = [(str(each.version), each.tags) for each in tracking.versions(client, "iris")]
+    assert evidence.newest(b"the key of the gate", "iris", found) == third
 
 
 @pytest.mark.row(47, part="two gates")

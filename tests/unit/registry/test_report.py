@@ -12,7 +12,7 @@ import pytest
 from levada.config import Settings
 from levada.pipeline import Pipeline
 from levada.registry import tracking
-from levada.registry.promote import promote
+from levada.registry.promote import Approval, promote
 from levada.registry.train import train
 
 from .conftest import MEASURES, redeclared
@@ -50,9 +50,11 @@ def test_the_report_of_a_comparison_has_numbers_plots_and_nothing_from_elsewhere
     post(pipeline, rows)
     train(settings, pipeline, "a")
     promote(settings, pipeline, "a")
-    post(pipeline, [{**row, "species": "<script>alert(1)</script>"} for row in rows[:40]] + rows[40:])
+    post(pipeline, rows * 8)  # repeated rows are suspicious
     train(settings, pipeline, "b")
-    record = promote(settings, pipeline, "b")
+    promote(settings, pipeline, "b")
+    record = promote(settings, pipeline, "b", Approval("<b>ada", "<script>alert(1)</script>"))
+    assert record.outcome == "promoted"
     client = tracking.connect(settings)
     run_id = client.get_model_version("iris", "2").run_id
     text = tracking.download(client, run_id, "gate/report.html").decode()
@@ -63,7 +65,15 @@ def test_the_report_of_a_comparison_has_numbers_plots_and_nothing_from_elsewhere
     assert "http" not in text.replace("http-equiv", "")
     # Metric, calibration and one plot a feature.
     assert sum(tag == "svg" for tag, _ in page.tags) >= 2 + len(MEASURES)
-    for said in (record.outcome, "accuracy", "calibration", "petal_width", "Slices", "SHA-256"):
+    for said in (
+        record.outcome,
+        "Approved by &lt;b&gt;ada",
+        "accuracy",
+        "calibration",
+        "petal_width",
+        "Slices",
+        "SHA-256",
+    ):
         assert said in text
     report = json.loads(tracking.download(client, run_id, "gate/report.json"))
     assert report["outcome"] == record.outcome

@@ -146,6 +146,9 @@ def test_only_what_waits_for_approval_can_be_approved(
         promote(settings, iris, run)
     with pytest.raises(TrainingError, match="version 2 of iris was kept: only a version that needs approval"):
         promote(settings, iris, "b", WHO)
+    train(settings, iris, "never-judged")
+    with pytest.raises(TrainingError, match="version 3 of iris was kept"):
+        promote(settings, iris, "never-judged", WHO)
     assert champion(client) == "1"
 
 
