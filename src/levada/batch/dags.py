@@ -23,8 +23,8 @@ from levada.batch import SKIP_EXIT_CODE
 from levada.config import settings
 from levada.pipeline import Model, Pipeline, PipelineError, declared_names, load_pipeline
 
-POD_TEMPLATE: Final = Path("/etc/levada/trainer/pod.yaml")
-"""Pod of a training: image, resources, credentials and security come from the chart."""
+POD_TEMPLATES: Final = Path("/etc/levada/trainer")
+"""Pods of a training and of the gate: image, resources, credentials and security come from the chart."""
 _BY: Final = "--by={{ dag_run.triggering_user_name or 'unknown' }}"
 
 
@@ -125,7 +125,8 @@ def _pod(dag: DAG, pipeline: Pipeline, command: str, arguments: list[str], limit
         dag=dag,
         task_id=command,
         name=f"{pipeline.name}-{command}",
-        pod_template_file=str(POD_TEMPLATE),
+        # Who trains cannot sign.
+        pod_template_file=str(POD_TEMPLATES / ("train.yaml" if command == "train" else "pod.yaml")),
         cmds=["levada"],
         arguments=[command, *arguments],
         image=image or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,8 +101,14 @@ class Book:
         return versions[number]
 
     def settle(self) -> State:
-        """The decision in force, after tags and alias were made to say what it says."""
-        state = self.generations.state(self.name, self.latest())
+        """The decision in force, after tags and alias were made to say what it says.
+
+        Raises:
+            TrainingError: the row is not what a gate wrote.
+        """
+        latest = self.latest()
+        state = self.generations.state(self.name, latest)
+        self._check(state, latest)
         versions = self.versions()
         if state.record is not None and state.signature is not None:
             record = Record.from_json(state.record)
@@ -117,6 +124,21 @@ class Book:
         if state.champion in versions:
             self.client.set_registered_model_alias(self.name, ALIAS, state.champion)
         return state
+
+    def _check(self, state: State, latest: Record | None) -> None:
+        """Whoever trains can reach the database, so a row counts only as far as it is signed."""
+        if state.record is not None:
+            signed = Record.from_json(state.record)
+            mine = evidence.sign(self.key, self.name, state.record)
+            good = hmac.compare_digest(mine.encode(), str(state.signature).encode())
+        else:  # as it began: what the registry's records say, or nothing
+            signed, good = latest, True
+        said = (signed.generation, signed.champion) if signed is not None else (0, None)
+        if not good or said != (state.generation, state.champion):
+            raise TrainingError(
+                f"the row of {self.name} in registry.generation was written by another hand: delete it, and the gate "
+                "begins anew at the newest signed record; nothing was decided and what serves stays"
+            )
 
     def take(self, record: Record) -> bool:
         """Let a decision be in force; False if another one came first and nothing was changed."""

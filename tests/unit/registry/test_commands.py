@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from levada.batch import SKIP_EXIT_CODE
 from levada.cli.main import main
 from levada.registry.errors import NotEnoughData, TrainingError
+from levada.registry.promote import Approval
+from levada.registry.replay import Replay
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,36 @@ def test_too_few_rows_are_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_without_a_registry_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LEVADA_GATE_KEY_FILE is not set" in str(ended(monkeypatch, "promote", "--run", "a"))
+
+
+def test_an_approval_names_who_and_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[object] = []
+
+    def start(*arguments: object) -> SimpleNamespace:
+        given.extend(arguments[2:])
+        return SimpleNamespace(outcome="needs approval", version="3", reason="alarm: a")
+
+    monkeypatch.setattr("levada.registry.promote.promote", start)
+    ended(monkeypatch, "promote", "--run=a", "--approve=a new scale", "--by=ada")
+    ended(monkeypatch, "promote", "--run=b")
+    assert given == ["a", Approval("ada", "a new scale"), "b", None]
+    assert "levada: version 3 waits for approval: alarm: a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("replayed", "said", "code"), [(0.9, "the same model", 0), (0.8, "another model", 1)])
+def test_a_replay_ends_well_if_the_same_model_comes_out(
+    replayed: float, said: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Replay("3", {"accuracy": (0.9, replayed)}, 0.0, ["package a==1 then"])
+    monkeypatch.setattr("levada.registry.replay.replay", lambda *_: done)
+    assert ended(monkeypatch, "replay", "iris", "3") == code
+    out = capsys.readouterr().out
+    assert said in out
+    assert "changed since: package a==1 then" in out
+
+
+def test_a_roll_back_without_settings_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "LEVADA_GATE_KEY_FILE is not set" in str(ended(monkeypatch, "rollback", "iris"))
 
 
 def test_a_bad_rule_is_named_by_the_process_that_meets_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

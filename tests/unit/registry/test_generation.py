@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 
@@ -105,6 +106,25 @@ def test_versions_and_decisions_stay_in_order_when_pods_are_lost_and_clocks_set_
     client = tracking.connect(settings)
     found = [(str(each.version), each.tags) for each in tracking.versions(client, "iris")]
     assert evidence.newest(b"the key of the gate", "iris", found) == third
+
+
+@pytest.mark.parametrize(
+    "change", ["champion = '2'", "generation = 9", "signature = 'x'", "record = NULL, champion = '2'"]
+)
+def test_a_row_that_another_hand_wrote_decides_nothing(
+    change: str, settings: Settings, iris: Pipeline, rows: list[Any], post: Post, postgres: PostgresSettings
+) -> None:
+    post(iris, rows)
+    for run in ("a", "b"):
+        train(settings, iris, run)
+        promote(settings, iris, run)
+    with psycopg.connect(postgres.url("postgresql")) as connection:
+        connection.execute(f"UPDATE registry.generation SET {change}")
+    with pytest.raises(TrainingError, match=r"iris in registry\.generation was written by another hand: delete it"):
+        promote(settings, iris, "b")
+    with psycopg.connect(postgres.url("postgresql")) as connection:
+        connection.execute("DELETE FROM registry.generation")
+    assert promote(settings, iris, "b").champion == "1"
 
 
 @pytest.mark.row(47, part="two gates")

@@ -19,7 +19,7 @@ from levada.registry.dataset import Dataset
 from levada.registry.gate import Case, Champion, judge
 from levada.scoring import Feature
 
-from .stream import MEASURES, MemoryLine
+from .stream import MEASURES, MemoryLine, ask, learn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHIFT = np.array([2.0, 0, 0, 0])
@@ -137,8 +137,12 @@ def test_a_thousand_clean_windows_raise_at_most_ten_alarms(irises: Any) -> None:
     garden, alarms, worst = Garden(irises, 1), 0, 0.0
     for _ in range(20):
         baseline = dataset(*garden.pick(120))
+        model = learn(baseline)
+        frozen = ask(model, dataset(*garden.pick(40)))
         for size in (54, 54, 150, 500, 1000) * 10:
-            found = checks.check(Drift(), {"new": dataset(*garden.pick(size))}, baseline)
+            window = dataset(*garden.pick(size))
+            found = checks.check(Drift(), {"new": window}, baseline, frozen, {"new": ask(model, window)})
+            assert {one.what for one in found} == {*MEASURES, "species", "duplicates", "champion"}
             alarms += any(one.alarm for one in found)
             worst = max(worst, *(one.size for one in found))
     print(f"{alarms} of 1000 clean windows raised an alarm; the largest stability index among them was {worst:.2f}")
