@@ -128,7 +128,7 @@ class Book:
     def _check(self, state: State, latest: Record | None) -> None:
         """Whoever trains can reach the database, so a row counts only as far as it is signed."""
         if state.record is not None:
-            signed = Record.from_json(state.record)
+            signed: Record | None = Record.from_json(state.record)
             mine = evidence.sign(self.key, self.name, state.record)
             good = hmac.compare_digest(mine.encode(), str(state.signature).encode())
         else:  # as it began: what the registry's records say, or nothing
