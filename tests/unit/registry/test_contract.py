@@ -242,3 +242,21 @@ def test_a_frame_is_what_the_estimator_will_be_asked_with() -> None:
     frame = Dataset(split.every.features, "y", split.every.columns, split.every.labels).to_arrow().to_pandas()
     assert np.isnan(frame["n"][0])
     assert (frame["n"][1], frame["b"][0], frame["s"][0], frame["s"][1]) == (3.0, 1.0, "", "red")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"label": "rent", "gate": {"metric": "rmse"}}, "floor is missing: which rmse is good enough only you can say"),
+        ({"label": "city", "gate": {"metric": "r2", "floor": 0.5}}, "`city` is a string; a regression predicts a long"),
+        ({"label": "rent"}, "`rent` is a double; a class is a string, long or boolean"),
+        ({"label": "city", "gate": {"floor": 1.5}}, "floor is 1.5; an accuracy is between 0 and 1"),
+        ({"label": "city", "gate": {"slices": {"rent": 0.5}}}, "`rent` is a double, which has no slices"),
+        ({"label": "city", "gate": {"slices": {"town": 0.5}}}, "names the field `town`, which is not declared"),
+        ({"label": "city", "split": {"by": "group"}}, "field belongs to `by: group`, and is needed there"),
+        ({"label": "city", "split": {"by": "group", "field": "citi"}}, "did you mean `city`"),
+    ],
+)
+def test_a_declaration_that_cannot_be_judged_is_refused_with_what_to_do(model: dict[str, Any], said: str) -> None:
+    with pytest.raises(PipelineError, match=said):
+        parse_pipeline({"fields": {"rent": {"type": "double"}, "city": {"type": "string"}}, "model": model}, "rents")
