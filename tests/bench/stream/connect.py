@@ -19,7 +19,7 @@ COMMIT_SECONDS = 10
 _SECONDS = 400.0
 
 
-def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, float]:
+def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, peers.Found]:
     """The whole topic once to warm the JVM up, then by another connector, from its creation to the last row committed.
 
     Raises:
@@ -55,7 +55,7 @@ def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, 
         connect.wait(lambda: peers.rows(folder, "main") >= events, _SECONDS, "all rows")
         cpu, wall = peers.cpu_seconds(connect.pid) - cpu, time.perf_counter() - wall
     assert peers.rows(folder, "main") == peers.distinct(folder, "main", "order_id") == events
-    return {"events": events, "cpu": cpu, "wall": wall}
+    return {"connect": {"cpu": cpu, "wall": wall}}
 
 
 def _connector(bootstrap: str, topic: str, folder: Path, name: str) -> dict[str, str]:

@@ -27,6 +27,9 @@ OTHER_CORE, CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 PINNED = ("taskset", "--cpu-list", str(CORE))
 _INSTALL_SECONDS = 600.0
 
+Found = dict[str, float]
+"""CPU and wall seconds of a way, as ``cpu`` and ``wall``."""
+
 
 class LeftOutError(Exception):
     """A peer that cannot be had here; the message says why."""
@@ -124,15 +127,12 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def process(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> Iterator[Process]:
-    """A process on the measured core, until the end of the block."""
-    with (folder / "log").open("wb") as log:
-        started = subprocess.Popen(
-            [*PINNED, *command], cwd=folder, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log,
-        )  # fmt: skip
+def process(command: Sequence[str], folder: Path, name: str = "log") -> Iterator[Process]:
+    """A process on the measured core, until the end of the block; what it says goes to a file of this name."""
+    with (folder / name).open("wb") as log:
+        started = subprocess.Popen([*PINNED, *command], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        yield Process(started, folder / "log")
+        yield Process(started, folder / name)
     finally:
         started.kill()
         started.wait()
@@ -151,4 +151,4 @@ class Process:
             said = self._log.read_text(errors="replace")[-3000:]
             assert self._started.poll() is None, f"ended before {what}:\n{said}"
             assert time.monotonic() < deadline, f"{what} did not come within {seconds:g} s:\n{said}"
-            time.sleep(0.5)
+            time.sleep(0.1)

@@ -2,9 +2,9 @@
 
 One JVM, ``local[1]``, Iceberg's own streaming sink with its fan-out writer, 150,000 offsets a batch as the sink's
 fullest commit, the trigger that works a backlog off without waiting. It parses values with the declared schema,
-checks the same rules, keeps ids, times and places. It drops what breaks a rule instead of keeping it as a dead letter,
-checks no bounds of the event time and drops no repeated id. Each batch is one commit that names its number, so it is
-exactly-once from Kafka on.
+checks the same rules, keeps ids, times and places; `spark once` drops repeated ids of a day too. It drops what breaks a
+rule instead of keeping it as a dead letter and checks no bounds of the event time. Each batch is one commit that names
+its number, so it is exactly-once from Kafka on.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def rules() -> str:
     return " AND ".join(asked)
 
 
-def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, float]:
-    """The whole topic once to warm the JVM up, then once more into another table by a query of its own.
+def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, peers.Found]:
+    """The whole topic by both queries to warm the JVM up, then once more by each into a table of its own.
 
     Raises:
         LeftOutError: there is no Spark here.
     """
     libraries = peers.jars(peers.POMS / "spark.xml")
     python = peers.python("spark", [PYSPARK])
-    peers.make_tables(folder, "warm", "main", places=True)
+    peers.make_tables(folder, "warm", "warmonce", "main", "once", places=True)
     job = str(Path(__file__).with_name("spark_job.py"))
     with (folder / "log").open("w") as log:
         done = subprocess.run(
@@ -55,6 +55,7 @@ def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, 
             cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, timeout=_SECONDS, check=False,
         )  # fmt: skip
     assert done.returncode == 0, (folder / "log").read_text()[-3000:]
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    assert peers.rows(folder, "main") == peers.distinct(folder, "main", "_event_id") == events
-    return {"events": events, **found}
+    for table in ("main", "once"):
+        assert peers.rows(folder, table) == peers.distinct(folder, table, "_event_id") == events
+    main, once = map(json.loads, done.stdout.strip().splitlines()[-2:])
+    return {"spark": main, "spark once": once}

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,12 @@ QUIX = ("quixstreams==3.24.0", "pyarrow", "orjson", "numpy", "msgspec", "pydanti
         "pyyaml", "pyiceberg", "prometheus-client", "sqlalchemy")  # fmt: skip
 _SECONDS = 400.0
 
-Way = Callable[[str, str, int, Path], Mapping[str, float]]
+Way = Callable[[str, str, int, Path], dict[str, peers.Found]]
 
 
-def _python(way: str, interpreter: str, bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, float]:
+def _python(
+    way: str, interpreter: str, bootstrap: str, topic: str, events: int, folder: Path
+) -> dict[str, peers.Found]:
     module = [interpreter, "-m", "tests.bench.stream.consumers"]
     done = subprocess.run(
         [*peers.PINNED, *module, way, bootstrap, topic, str(events), str(folder)],
@@ -47,11 +49,10 @@ def _python(way: str, interpreter: str, bootstrap: str, topic: str, events: int,
         capture_output=True, text=True, timeout=_SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return {way: json.loads(done.stdout.strip().splitlines()[-1])}
 
 
-def _quixstreams(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, float]:
+def _quixstreams(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, peers.Found]:
     return _python("quixstreams", peers.python("quixstreams", QUIX), bootstrap, topic, events, folder)
 
 
@@ -80,8 +81,9 @@ def test_cpu_of_an_event(filled: str) -> None:
                     raise
                 reasons[way] = str(error).strip().splitlines()[-1]
                 continue
-            costs.setdefault(way, []).append(found["cpu"] / EVENTS * 1e6)
-            print(f"  round {number + 1} {way:<12} {costs[way][-1]:6.2f} µs, {found['wall']:.1f} s, {machine()}")
+            for name, each in found.items():
+                costs.setdefault(name, []).append(each["cpu"] / EVENTS * 1e6)
+                print(f"  round {number + 1} {name:<12} {costs[name][-1]:6.2f} µs, {each['wall']:.1f} s, {machine()}")
     medians = {way: statistics.median(values) for way, values in costs.items()}
     print(f"CPU microseconds an event of about 200 bytes, {EVENTS} events, median of {ROUNDS} rounds (min to max):")
     for way, values in costs.items():
