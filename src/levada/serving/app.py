@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 import orjson
@@ -23,11 +23,13 @@ from levada.http.request import JSON, Bodies, authorize, check_json, headers_of
 from levada.http.server import Receive, Scope, Send
 from levada.pipeline import Pipeline
 from levada.serving import v2
-from levada.serving.admin import admin
 from levada.serving.direct import INLINE_BYTES, Direct, Mirror, failed
 from levada.serving.forms import Row, wrong
 from levada.serving.loaded import Loaded, Outcomes, Scores, Write
 from levada.serving.metrics import Counts
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _TOGETHER_BYTES: Final = 67_108_864
 _INFER: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -67,7 +69,8 @@ class Predictor:
         self._bodies = Bodies(
             max_body_bytes, max(_TOGETHER_BYTES, 2 * max_body_bytes), "send fewer instances at a time"
         )
-        self._admin = admin(pipeline, champion, ready, secured=keys is not None)
+        self._ready = ready
+        self._admin: FastAPI | None = None
         # One at a time: to read a large body takes many times its size.
         self._large = ThreadPoolExecutor(1, "large-body")
         reads = {
@@ -121,7 +124,15 @@ class Predictor:
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
+        if self._admin is None:
+            self._admin = await asyncio.to_thread(self._load_admin)
         await self._admin(scope, receive, with_model)
+
+    def _load_admin(self) -> FastAPI:
+        # FastAPI takes longer to load than all else here together, and many predictors are never asked by it.
+        from levada.serving.admin import admin
+
+        return admin(self._pipeline, self._champion, self._ready, secured=self._keys is not None)
 
     def _admit(self, given: Headers, *, host: bool = True) -> dict[bytes, bytes]:
         """The headers of a request that may be answered."""

@@ -1,15 +1,16 @@
 """A challenger in shadow: asked what the champion was asked, heard by nobody but the metrics.
 
-What was answered is put into a queue, which costs the answer nothing; a thread compares. It works for at most a tenth
-of the time, and what comes meanwhile is dropped, so it sees a sample of a busy predictor's requests.
+What was answered is put into a queue; a thread compares, now and then, all that it finds there in one run. It works for
+at most a tenth of the time, and what is too much is dropped, so it sees a sample of a busy predictor's requests.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -19,9 +20,11 @@ from prometheus_client import Counter, Gauge, Histogram
 from levada.serving.forms import BadRows, Row
 from levada.serving.loaded import Loaded, Outcomes, Scores
 
-_MAX_ROWS: Final = 1000
+_MAX_ROWS: Final = 500
+"""As many as are compared in about a millisecond, for which answers may have to wait."""
+_PAUSE_SECONDS: Final = 0.1
 _REST: Final = 9
-"""Seconds of rest for each second of work."""
+"""Seconds of rest for each second of work, at least."""
 _NEAR: Final = 0.01
 _NAMES: Final = ["name", "version"]
 
@@ -36,7 +39,7 @@ DIFFERENCE: Final = Counter(
 )
 SECONDS: Final = Histogram(
     "levada_shadow_seconds",
-    "One run of the challenger for one request's rows",
+    "One run of the challenger, for what was asked in a tenth of a second",
     _NAMES,
     buckets=(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25),
 )
@@ -53,8 +56,9 @@ class Shadow:
     def __init__(self, name: str, challenger: Callable[[], Loaded | None]) -> None:
         self._name = name
         self._challenger = challenger
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._queue: deque[_Item] = deque()
         self._put = self._taken = 0  # each is written by one thread
+        self._busy = DROPPED.labels(name, "busy")
         self._asked: tuple[Loaded | None, int, int] = (None, 0, 0)
 
     def mirror(self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores) -> None:
@@ -62,34 +66,36 @@ class Shadow:
         if self._challenger() is None:
             return
         if self._put - self._taken + len(rows) > _MAX_ROWS:
-            DROPPED.labels(self._name, "busy").inc(len(rows))
+            self._busy.inc(len(rows))
             return
         self._put += len(rows)
-        self._queue.put((model, rows, outcomes, scores))
+        self._queue.append((model, rows, outcomes, scores))
 
     def run(self, stop: threading.Event) -> None:
         """Compare until ``stop``."""
         while not stop.is_set():
-            try:
-                item = self._queue.get(timeout=0.5)
-            except queue.Empty:
-                continue
             begin = time.thread_time()
+            self.compare()
+            stop.wait(max(_PAUSE_SECONDS, _REST * (time.thread_time() - begin)))
+
+    def compare(self) -> None:
+        """Compare all that waits."""
+        found = [self._queue.popleft() for _ in range(len(self._queue))]
+        for model, items in groupby(found, lambda item: item[0]):
+            shown = list(items)
+            rows = [row for item in shown for row in item[1]]
             challenger = self._challenger()
             if challenger is not None:
                 try:
-                    self._compare(challenger, *item)
+                    self._ask(challenger, model, rows, shown)
                 except BadRows:
-                    DROPPED.labels(self._name, "no answer").inc(len(item[1]))
+                    DROPPED.labels(self._name, "no answer").inc(len(rows))
                 except Exception as error:
-                    DROPPED.labels(self._name, "error").inc(len(item[1]))
+                    DROPPED.labels(self._name, "error").inc(len(rows))
                     log.warning("the challenger failed", model=self._name, error=f"{type(error).__name__}: {error}")
-            self._taken += len(item[1])
-            stop.wait(_REST * (time.thread_time() - begin))
+            self._taken += len(rows)
 
-    def _compare(
-        self, challenger: Loaded, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores
-    ) -> None:
+    def _ask(self, challenger: Loaded, model: Loaded, rows: list[Row], shown: list[_Item]) -> None:
         names = [feature.name for feature in model.form.features]
         wanted = [feature.name for feature in challenger.form.features]
         if not {*wanted} <= {*names}:
@@ -102,7 +108,8 @@ class Shadow:
         found, its = challenger.score(rows)
         taken = time.perf_counter() - begin
         labels = (self._name, challenger.version)
-        same = sum(_same(model.label(one), challenger.label(other)) for one, other in zip(outcomes, found, strict=True))
+        said = [model.label(outcome) for item in shown for outcome in item[2]]
+        same = sum(_same(one, challenger.label(other)) for one, other in zip(said, found, strict=True))
         before, agreed, asked = self._asked
         agreed, asked = (agreed, asked) if before is challenger else (0, 0)
         self._asked = challenger, agreed + same, asked + len(rows)
@@ -110,6 +117,7 @@ class Shadow:
         SHADOWED.labels(*labels).inc(len(rows))
         AGREEMENT.labels(*labels).set((agreed + same) / (asked + len(rows)))
         if challenger.model.meta.labels == model.model.meta.labels:
+            scores = np.concatenate([item[3] for item in shown])
             DIFFERENCE.labels(*labels).inc(float(np.abs(its - scores).max(axis=1).sum()))
 
 

@@ -45,7 +45,7 @@ FIELDS = {
     "d": {"type": "boolean"},
 }
 APPS = Path(__file__).with_name("apps.py")
-OPEN_LOOP = Path(__file__).with_name("openloop.py")
+OPEN_LOOP = Path(__file__).parents[1] / "openloop.py"
 
 
 def pin(pid: int, core: int) -> None:

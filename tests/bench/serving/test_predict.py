@@ -1,77 +1,184 @@
-"""What a prediction costs: CPU time of the server per request, as a ratio to the least that ASGI can answer.
+"""What a prediction costs: the predictor beside the least that ASGI can answer, and beside what people use.
 
-Method: one uvicorn process an application, one keep-alive connection, one row a request, rounds of both in turn; user
-plus system time of the server process from /proc. CPU time moves far less with the neighbours than requests a second.
+Method: each server a process on core 0, alone or with its helpers; wrk, or a client that keeps its own time, on core 1;
+keep-alive, 32 connections, rounds of all servers in turn after a warm-up. Ours is the real process, with API keys and
+metrics on; the others ask for no key. CPU time is user plus system of the process and all that it started, from /proc:
+it moves far less with the neighbours than requests a second. The start is from the process's beginning to its first
+prediction; the tail is measured at half of the best rate. `hello` answers two bytes to anything; `naive` is FastAPI
+that loads the model for each request.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import socket
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-ROUNDS, REQUESTS = 5, 2000
-BODY = json.dumps({"instances": [{"petal_length": 1.4, "petal_width": 0.2, "sepal_length": 5.1, "sepal_width": 3.5}]})
+import pytest
+
+from tests.unit.serving.conftest import mlflow_server
+
+from .models import Trained, train
+from .servers import Server, cpu_seconds, predictor, resident, started
+
+ROUNDS = int(os.environ.get("LEVADA_BENCH_ROUNDS", "3"))
+SECONDS = float(os.environ.get("LEVADA_BENCH_SECONDS", "3"))
+CONNECTIONS, CLIENT_CORE = 32, 1
+OPEN_LOOP = Path(__file__).parents[1] / "openloop.py"
+GOALS = {"start": 1.5, "memory": 110.0, "p99": 3.0}
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+@dataclass
+class Measured:
+    """One server and one kind of request."""
+
+    server: Server
+    rows: int
+    rates: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+
+    @property
+    def cost(self) -> float:
+        """CPU microseconds a request."""
+        return statistics.median(self.costs)
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return statistics.median(self.rates)
 
 
-def serve(name: str) -> tuple[subprocess.Popen[bytes], int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", f"tests.bench.serving.apps:{name}", "--port", str(port), *options]
+def wrk(measured: Measured, seconds: float, folder: Path) -> None:
+    server, script = measured.server, folder / "post.lua"
+    head, _, body = server.request(measured.rows).decode().partition("\r\n\r\n")
+    lines = [line.split(": ", 1) for line in head.split("\r\n")[1:] if not line.startswith(("Host", "Content-Length"))]
+    headers = "\n".join(f'wrk.headers["{name}"] = "{text}"' for name, text in lines)
+    script.write_text(f'wrk.method = "POST"\nwrk.body = [==[{body}]==]\n{headers}\n')
+    begin = cpu_seconds(server.pid)
+    done = subprocess.run(
+        ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency",
+         "--timeout", "30s", "-s", str(script), server.url],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "Non-2xx" not in done, done
+    count = int(re.search(r"(\d+) requests in", done)[1])  # type: ignore[index]
+    measured.costs.append((cpu_seconds(server.pid) - begin) / count * 1e6)
+    measured.rates.append(float(re.search(r"Requests/sec: +(\S+)", done)[1]))  # type: ignore[index]
+    for percentile, values in (("50", measured.p50), ("99", measured.p99)):
+        number, unit = re.search(rf"{percentile}% +([\d.]+)(us|ms|s)", done).groups()  # type: ignore[union-attr]
+        values.append(float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit])
+
+
+def tail(server: Server, rate: float) -> tuple[float, float]:
+    """p50 and p99 in milliseconds at a fixed rate."""
+    port = str(urlsplit(server.url).port)
+    done = subprocess.run(
+        ["taskset", "-c", str(CLIENT_CORE), sys.executable, str(OPEN_LOOP), port, str(rate), "5"],
+        input=server.request(1), capture_output=True, check=True,
+    )  # fmt: skip
+    p50, p99 = (float(text) * 1000 for text in done.stdout.split())
+    return p50, p99
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    return train(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def servers(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """All of them, running; started one after the other."""
+    folder = tmp_path_factory.mktemp("servers")
+    peers = [name for name in ("mlflow", "mlserver") if name not in os.environ.get("LEVADA_BENCH_WITHOUT", "")]
+    with ExitStack() as running:
+        found = {
+            kind: running.enter_context(started(kind, models["linear"], folder / kind)) for kind in ("hello", "naive")
+        }
+        for name, model in models.items():
+            registry = running.enter_context(mlflow_server())
+            found[f"levada {name}"] = running.enter_context(predictor(model, folder / name, registry))
+            for peer in peers:
+                found[f"{peer} {name}"] = running.enter_context(started(peer, model, folder / f"{peer}-{name}"))
+        registry = running.enter_context(mlflow_server())
+        found["levada linear, shadow"] = running.enter_context(
+            predictor(models["linear"], folder / "shadow", registry, shadow=True)
+        )
+        yield found
+
+
+@pytest.mark.row(53, process=True)
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing: apt-get install wrk")
+def test_cost_of_a_prediction(servers: dict[str, Server], tmp_path: Path) -> None:
+    cases = {name: Measured(server, 1) for name, server in servers.items()}
+    cases |= {
+        f"{name}, 100 rows": Measured(server, 100) for name, server in servers.items() if name.endswith(" linear")
+    }
+    for measured in cases.values():
+        wrk(measured, 1, tmp_path)
+        measured.costs.clear(), measured.rates.clear(), measured.p50.clear(), measured.p99.clear()
+    for _ in range(ROUNDS):
+        for measured in cases.values():
+            wrk(measured, SECONDS, tmp_path)
+    print(f"\nload of the machine {os.getloadavg()[0]:.1f}; {ROUNDS} rounds of {SECONDS:g} s: median (min to max)")
+    print("| server | CPU µs/request | requests/s | p50 ms | p99 ms | ÷ hello, CPU |\n|---|--:|--:|--:|--:|--:|")
+    for name, measured in cases.items():
+        print(
+            f"| {name} | {measured.cost:.1f} ({min(measured.costs):.1f} to {max(measured.costs):.1f}) | "
+            f"{measured.rate:.0f} ({min(measured.rates):.0f} to {max(measured.rates):.0f}) | "
+            f"{statistics.median(measured.p50):.2f} | {statistics.median(measured.p99):.2f} | "
+            f"{cases['hello'].cost / measured.cost:.2f} |"
+        )
+    goals = {("linear", "mlflow"): 40, ("linear", "mlserver"): 25, ("forest", "mlflow"): 200}
+    print("\n| what | levada ÷ peer, CPU | by rate | goal |\n|---|--:|--:|--:|")
+    for name, measured in cases.items():
+        peer, _, what = name.partition(" ")
+        ours = cases.get(f"levada {what}")
+        if ours is not None and peer != "levada":
+            goal = goals.get((what, peer), "")
+            print(f"| {what}, {peer} | {measured.cost / ours.cost:.0f} | {ours.rate / measured.rate:.0f} | {goal} |")
+    ours, hello, naive = cases["levada linear"], cases["hello"], cases["naive"]
+    print(f"| linear, hello | {hello.cost / ours.cost:.2f} | {ours.rate / hello.rate:.2f} | 0.6 |")
+    print(f"| linear, naive | {naive.cost / ours.cost:.0f} | {ours.rate / naive.rate:.0f} | |")
+    shadowed = cases["levada linear, shadow"]
+    print(f"| with a challenger in shadow | {ours.cost / shadowed.cost:.2f} | {shadowed.rate / ours.rate:.2f} | |")
+
+
+@pytest.mark.row(53, process=True, part="the tail")
+def test_tail_at_half_of_the_best_rate(servers: dict[str, Server], tmp_path: Path) -> None:
+    for name in ("levada linear", "levada forest", "levada linear, shadow"):
+        measured = Measured(servers[name], 1)
+        wrk(measured, SECONDS, tmp_path)
+        rate = measured.rate / 2
+        found = [tail(servers[name], rate) for _ in range(ROUNDS)]
+        p50, p99 = (statistics.median(column) for column in zip(*found, strict=True))
+        print(
+            f"\n{name} at {rate:.0f}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms (goal {GOALS['p99']:g}), rounds "
+            f"{min(each for _, each in found):.2f} to {max(each for _, each in found):.2f}"
+        )
+
+
+def test_start_and_memory(servers: dict[str, Server], models: dict[str, Trained], tmp_path: Path) -> None:
+    ours = []
+    with mlflow_server() as registry:
+        for number in range(ROUNDS):
+            with predictor(models["linear"], tmp_path / str(number), registry) as server:
+                ours.append(server.started)
+                time.sleep(0.5)
+    print("\n| server | start to first prediction, s | memory, MB |\n|---|--:|--:|")
+    for name, server in servers.items():
+        print(f"| {name} | {server.started:.2f} | {resident(server.pid):.0f} |")
+    print(
+        f"levada, {ROUNDS} starts: {min(ours):.2f} to {max(ours):.2f} s (goal {GOALS['start']:g}); memory goal "
+        f"{GOALS['memory']:g} MB"
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return process, port
-        except OSError:
-            time.sleep(0.2)
-    process.terminate()
-    raise TimeoutError(f"{name} did not start")
-
-
-def round_of(pid: int, port: int) -> float:
-    """CPU microseconds of the server for one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    begin = cpu_seconds(pid)
-    for _ in range(REQUESTS):
-        connection.request("POST", "/predict", BODY, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200
-    connection.close()
-    return (cpu_seconds(pid) - begin) / REQUESTS * 1e6
-
-
-def test_cpu_of_a_prediction() -> None:
-    servers = {name: serve(name) for name in ("hello", "predictor")}
-    try:
-        for process, port in servers.values():
-            round_of(process.pid, port)  # warm-up
-        figures = {name: [] for name in servers}  # type: dict[str, list[float]]
-        for _ in range(ROUNDS):
-            for name, (process, port) in servers.items():
-                figures[name].append(round_of(process.pid, port))
-    finally:
-        for process, _ in servers.values():
-            process.terminate()
-            process.wait(timeout=10)
-    medians = {name: statistics.median(values) for name, values in figures.items()}
-    print("\nCPU microseconds a request, median of rounds (min to max):")
-    for name, values in figures.items():
-        print(f"  {name:<10} {medians[name]:6.1f}  ({min(values):.1f} to {max(values):.1f})")
-    print(f"  predictor / hello = {medians['predictor'] / medians['hello']:.2f}")

@@ -94,7 +94,15 @@ class Running:
 class Process:
     """The process ``levada serve``, until :meth:`stop`."""
 
-    def __init__(self, folder: Path, mlflow: str, declared: Any = DECLARED, **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mlflow: str,
+        declared: Any = DECLARED,
+        wait: bool = True,
+        python: str = sys.executable,
+        **settings: str,
+    ) -> None:
         pipelines = folder / "pipelines"
         pipelines.mkdir(exist_ok=True)
         (pipelines / "things.json").write_text(json.dumps(declared))
@@ -117,11 +125,11 @@ class Process:
             "LEVADA_HEALTH_PORT": str(health),
             **settings,
         }
-        command = [sys.executable, "-c", "from levada.cli.main import main; main()", "serve"]
+        command = [python, "-c", "from levada.cli.main import main; main()", "serve"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
-        while not self.ready():
+        while wait and not self.ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
