@@ -43,23 +43,28 @@ def measure(bootstrap: str, topic: str, events: int, folder: Path) -> dict[str, 
     worker.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
     peers.make_tables(folder, "warm", "main", places=False)
     main = ["java", "-Xmx2g", "-cp", f"{libraries}/*", "org.apache.kafka.connect.cli.ConnectStandalone", str(worker)]
-    with peers.process(main, folder) as connect, httpx.Client(base_url=f"http://127.0.0.1:{port}") as api:
+    with peers.process(main, folder) as connect, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as api:
         connect.wait(lambda: _answers(api), 60, "Connect's API")
-        for name in ("warm", "main"):
-            broker.create(bootstrap, f"control-{name}-{folder.name}", 1)
-        _create(api, "warm", _connector(bootstrap, topic, folder, "warm"))
+        _create(api, bootstrap, topic, folder, "warm")
         connect.wait(lambda: peers.rows(folder, "warm") >= events, _SECONDS, "all rows of the warm-up")
-        api.delete("/connectors/warm").raise_for_status()
+        api.delete(f"/connectors/{_name(folder, 'warm')}").raise_for_status()
         cpu, wall = peers.cpu_seconds(connect.pid), time.perf_counter()
-        _create(api, "main", _connector(bootstrap, topic, folder, "main"))
+        _create(api, bootstrap, topic, folder, "main")
         connect.wait(lambda: peers.rows(folder, "main") >= events, _SECONDS, "all rows")
         cpu, wall = peers.cpu_seconds(connect.pid) - cpu, time.perf_counter() - wall
     assert peers.rows(folder, "main") == peers.distinct(folder, "main", "order_id") == events
     return {"connect": {"cpu": cpu, "wall": wall}}
 
 
-def _connector(bootstrap: str, topic: str, folder: Path, name: str) -> dict[str, str]:
-    return {
+def _name(folder: Path, table: str) -> str:
+    """A connector's name, new in every round: it is its group's too, and the broker keeps how far that has read."""
+    return f"{table}-{folder.name}"
+
+
+def _create(api: httpx.Client, bootstrap: str, topic: str, folder: Path, table: str) -> None:
+    control = f"control-{_name(folder, table)}"
+    broker.create(bootstrap, control, 1)
+    config = {
         "connector.class": "org.apache.iceberg.connect.IcebergSinkConnector",
         "tasks.max": "1",
         "topics": topic,
@@ -67,8 +72,8 @@ def _connector(bootstrap: str, topic: str, folder: Path, name: str) -> dict[str,
         "consumer.override.max.poll.records": "10000",
         "consumer.override.max.partition.fetch.bytes": "8388608",
         "consumer.override.fetch.min.bytes": "1048576",
-        "iceberg.tables": f"events.{name}",
-        "iceberg.control.topic": f"control-{name}-{folder.name}",
+        "iceberg.tables": f"events.{table}",
+        "iceberg.control.topic": control,
         "iceberg.control.commit.interval-ms": str(COMMIT_SECONDS * 1000),
         "iceberg.kafka.bootstrap.servers": bootstrap,
         "iceberg.catalog": "lake",
@@ -77,6 +82,8 @@ def _connector(bootstrap: str, topic: str, folder: Path, name: str) -> dict[str,
         "iceberg.catalog.jdbc.schema-version": "V1",
         "iceberg.catalog.warehouse": f"file://{folder}/warehouse",
     }
+    answer = api.post("/connectors", json={"name": _name(folder, table), "config": config})
+    assert answer.status_code == 201, answer.text
 
 
 def _answers(api: httpx.Client) -> bool:
@@ -84,8 +91,3 @@ def _answers(api: httpx.Client) -> bool:
         return api.get("/connectors").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _create(api: httpx.Client, name: str, config: dict[str, str]) -> None:
-    answer = api.post("/connectors", json={"name": name, "config": config}, timeout=60)
-    assert answer.status_code == 201, answer.text

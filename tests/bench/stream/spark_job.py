@@ -34,8 +34,8 @@ def _carry(session: SparkSession, bootstrap: str, topic: str, folder: str, value
         .load()
         .selectExpr(
             f"from_json(CAST(value AS STRING), '{values}') AS event",
-            "CAST(filter(headers, h -> h.key = 'event-id')[0].value AS STRING) AS _event_id",
-            "CAST(CAST(filter(headers, h -> h.key = 'event-time')[0].value AS STRING) AS TIMESTAMP) AS _event_time",
+            "CAST(map_from_entries(headers)['event-id'] AS STRING) AS _event_id",
+            "CAST(CAST(map_from_entries(headers)['event-time'] AS STRING) AS TIMESTAMP) AS _event_time",
             "timestamp AS _ingested_at",
             "topic AS _topic",
             "partition AS _partition",

@@ -8,7 +8,7 @@ keeps ids, times and places, drops duplicates and commits rows and offsets to Ic
 plainly, but for what a kill does to it; `bare` and quixstreams check rules only and keep values only, as Parquet.
 Kafka Connect, Spark and Flink write Iceberg; what each does less is told where it is: connect.py, spark.py, flink.py.
 Their JVMs carry the whole topic once before it is measured, in the same process, so that neither their start nor the
-compilation of their code counts.
+compilation of their code counts; the start of the connector, query or job that is measured does.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 from . import connect, flink, peers, spark
@@ -76,7 +77,7 @@ def test_cpu_of_an_event(filled: str) -> None:
             try:
                 with tempfile.TemporaryDirectory(prefix="levada-bench-") as folder:
                     found = measure(filled, TOPIC, EVENTS, Path(folder))
-            except (AssertionError, subprocess.TimeoutExpired, peers.LeftOutError) as error:
+            except (AssertionError, subprocess.TimeoutExpired, httpx.HTTPError, peers.LeftOutError) as error:
                 if way in ours:
                     raise
                 reasons[way] = str(error).strip().splitlines()[-1]
