@@ -46,11 +46,13 @@ class Dataset:
     def digests(self, names: Iterable[str] | None = None, *, label: bool = False) -> NDArray[np.uint64]:
         """A hash of the values of each row, shape (n,): equal rows have equal ones, so both zeros and all NaNs do.
 
+        It does not hang on the order of the columns: charts render declarations with their fields sorted.
+
         Args:
             names: the columns that count; all by default.
             label: whether the label counts too.
         """
-        frame = pd.DataFrame({name: self.columns[name] for name in names or self.columns})
+        frame = pd.DataFrame({name: self.columns[name] for name in sorted(names or self.columns)})
         if label:
             frame[self.label] = self.labels
         hashed: NDArray[np.uint64] = pd.util.hash_pandas_object(frame, index=False).to_numpy()
@@ -127,7 +129,7 @@ def sides(rows: pa.Table, pipeline: Pipeline, frozen: Dataset | None = None) -> 
         times = rows[EVENT_TIME].cast(pa.int64()).to_numpy()
         held_out = times > np.quantile(times, 1 - 1 / HELD_OUT)
     else:
-        held_out = content % HELD_OUT == 0
+        held_out = pd.util.hash_array(content) % HELD_OUT == 0
     training = ~held_out & ~np.isin(content, content[held_out])
     if frozen is not None:
         # A declaration may have gained features since the set was frozen: what both know decides.
