@@ -52,6 +52,13 @@ def test_equal_rows_never_cross_the_split(by: dict[str, str], seed: int) -> None
     assert not (split.training & split.held_out).any()
 
 
+def test_the_order_of_the_fields_changes_no_side() -> None:
+    rows = made_up([(n / 7, "red") for n in range(300)])
+    there = sides(rows, declared(features=["x", "color"]))
+    assert (there.held_out == sides(rows, declared(features=["color", "x"])).held_out).all()
+    assert there.held_out.any()
+
+
 def test_a_row_keeps_its_side_whatever_else_is_there() -> None:
     chance = random.Random(1)
     rows = [(chance.randrange(60) / 10, chance.choice("abc")) for _ in range(400)]
