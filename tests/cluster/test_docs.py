@@ -18,6 +18,7 @@ PAGES = (
     "docs/tutorial/your-own-pipeline.md",
     "docs/how-to/send-events.md",
     "docs/how-to/send-files.md",
+    "docs/how-to/predict.md",
 )
 
 
