@@ -31,6 +31,7 @@ _FLUSH_SECONDS: Final = 5.0
 _LEAVE_SECONDS: Final = 0.3
 _MAX_HEADERS: Final = 100
 _HEAD: Final = b"HTTP/1.1 "
+_CLOSE: Final = b"connection: close\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 "
 _MAX_PIPELINED: Final = 64
 
@@ -50,21 +51,22 @@ class Limits:
 class _Transport:
     """The transport as the answer to a request sees it.
 
-    The head of an answer is held back until its body comes: one system call, not two. How to close is the connection's
-    to know.
+    The head of an answer is held back until its body comes: one system call, not two. It says so where the connection
+    ends behind it, because the request's body is not wanted any more. How to close is the connection's to know.
     """
 
-    __slots__ = ("_close", "_head", "_write", "is_closing")
+    __slots__ = ("_close", "_head", "_unread", "_write", "is_closing")
 
-    def __init__(self, transport: Any, close: Callable[[], None]) -> None:
+    def __init__(self, transport: Any, close: Callable[[], None], unread: Callable[[], bool]) -> None:
         self._write = transport.write
         self.is_closing = transport.is_closing
         self._close = close
+        self._unread = unread
         self._head = b""
 
     def write(self, data: bytes) -> None:
         if not self._head and data.startswith(_HEAD) and not data.startswith(_CONTINUE):
-            self._head = data
+            self._head = data[:-2] + _CLOSE + b"\r\n" if self._unread() else data
             return
         data, self._head = self._head + data, b""
         self._write(data)
@@ -129,7 +131,7 @@ class Connection(HttpToolsProtocol):
         """Take the connection, or say that there are too many."""
         super().connection_made(transport)
         self._deadline = time.monotonic() + self.limits.head_seconds
-        self._answering = _Transport(transport, self._close)
+        self._answering = _Transport(transport, self._close, lambda: self._reading == "body")
         if len(self.connections) > 2 * self.limits.connections:
             transport.abort()
         elif len(self.connections) > self.limits.connections:
@@ -265,7 +267,7 @@ class Connection(HttpToolsProtocol):
         if exchange.disconnected or self.transport.is_closing():
             return
         dated = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-        close = b"" if exchange.keep_alive else b"connection: close\r\n"
+        close = b"" if exchange.keep_alive else _CLOSE
         length = b"content-length: %d\r\n\r\n" % len(body)
         self.transport.write(b"".join((STATUS_LINE[status], dated, headers, close, length, body)))
         if not exchange.keep_alive:

@@ -44,7 +44,7 @@ class App:
         return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, more = b"", True
+        body, more = b"", scope["path"] != "/unread"
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -80,8 +80,8 @@ def port() -> Iterator[int]:
     patch.undo()
 
 
-def request(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
-    lines = (b"POST / HTTP/" + version, b"Host: h", b"Content-Length: %d" % len(body), *headers)
+def request(body: bytes, *headers: bytes, version: bytes = b"1.1", target: bytes = b"/") -> bytes:
+    lines = (b"POST " + target + b" HTTP/" + version, b"Host: h", b"Content-Length: %d" % len(body), *headers)
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
@@ -134,6 +134,18 @@ def test_only_what_is_whole_and_plain_is_answered_directly(port: int) -> None:
     assert way(port, request(b"now", b"Expect: 100-continue")) == "asgi"
     assert way(port, request(b"now", version=b"1.0")) == "asgi"
     assert way(port, request(b"now", b"Connection: upgrade", b"Upgrade: h2c")) == "asgi"
+
+
+def test_an_answer_before_the_body_says_that_it_is_the_last(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(request(b"other", target=b"/unread")[:-5])
+        received = rest(client)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"\r\nconnection: close\r\n" in received
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(request(b"other", target=b"/unread"))
+        client.shutdown(socket.SHUT_WR)
+        assert b"connection: close" not in rest(client)
 
 
 @pytest.mark.parametrize("body", [b"now", b"asgi"])
