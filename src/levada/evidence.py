@@ -118,6 +118,20 @@ def newest(key: bytes, model: str, versions: Iterable[tuple[str, Mapping[str, st
             records.append(verify(key, model, version, tags))
         with contextlib.suppress(EvidenceError):
             records.append(_read(key, model, version, tags.get(ROLLBACK_TAG), tags.get(ROLLBACK_SIGNATURE_TAG)))
+    return _latest(records)
+
+
+def claimed(versions: Iterable[Mapping[str, str]]) -> Record | None:
+    """The latest decision that the tags of some versions tell of, unproven: for who has no business with the key."""
+    records = []
+    for tags in versions:
+        for tag in (GATE_TAG, ROLLBACK_TAG):
+            with contextlib.suppress(ValueError, TypeError):
+                records.append(Record.from_json(tags.get(tag, "")))
+    return _latest(records)
+
+
+def _latest(records: Iterable[Record]) -> Record | None:
     return max(records, key=lambda record: (record.generation, record.decided_at), default=None)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from levada import evidence
 from levada.config import Settings, required
-from levada.evidence import ALIAS, RUN_TAG
+from levada.evidence import RUN_TAG
 from levada.registry.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -54,19 +55,6 @@ def version_of_run(client: MlflowClient, model: str, run: str) -> Any | None:
     return min(found, key=lambda version: int(version.version), default=None)
 
 
-def champion(client: MlflowClient, model: str) -> Any | None:
-    """The version behind the alias, unproven; None while there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(model, ALIAS)
-    except MlflowException as error:
-        # A missing model is the first, a missing alias the second.
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
 def versions(client: MlflowClient, model: str) -> list[Any]:
     """Every version of a model."""
     found, token = [], None
@@ -75,6 +63,16 @@ def versions(client: MlflowClient, model: str) -> list[Any]:
         found += page
         if not (token := page.token):
             return found
+
+
+def champion(client: MlflowClient, model: str) -> Any | None:
+    """The version that the newest decision names, unproven; None while there is none.
+
+    Not the one behind the alias: that may be moved by hand, and a training shall not fail for it.
+    """
+    known = {str(version.version): version for version in versions(client, model)}
+    latest = evidence.claimed(version.tags for version in known.values())
+    return known.get(latest.champion) if latest is not None and latest.champion is not None else None
 
 
 def upload(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:

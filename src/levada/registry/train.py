@@ -111,7 +111,7 @@ def measure(answers: Answers) -> dict[str, float]:
 def kept_rows(client: MlflowClient, pipeline: Pipeline) -> Kept | None:
     """The frozen evaluation set of the present champion; None while there is none.
 
-    The alias says which version that is, unproven: training has no business with the gate's key. The gate looks
+    The records say which version that is, unproven: training has no business with the gate's key. The gate looks
     whether the set that was kept apart is the one it judges by.
     """
     champion = tracking.champion(client, pipeline.name)

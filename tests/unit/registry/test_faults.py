@@ -81,7 +81,7 @@ FAULTS: list[Fault] = [
     ("the pin cannot be written", SqlCatalog, "commit_table", OSError("the disk is full")),
     ("the object store is down", DataScan, "to_arrow", OSError("no route to the store")),
     ("MLflow is down", MlflowClient, "search_model_versions", MlflowException("503")),
-    ("MLflow loses the alias", MlflowClient, "get_model_version_by_alias", MlflowException("500")),
+    ("MLflow is down for the champion", tracking, "versions", MlflowException("503")),
     ("MLflow is down for the frozen set", MlflowClient, "download_artifacts", MlflowException("503")),
     ("MLflow is down for the experiment", mlflow, "set_experiment", MlflowException("503")),
     ("MLflow is down for the run", mlflow, "start_run", MlflowException("503")),
