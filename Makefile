@@ -20,7 +20,7 @@ unit: .venv ## No network, minutes
 chart: .venv ## Every values combination rendered and checked
 	$(PYTEST) tests/chart
 cluster: .venv ## The line on a real cluster of its own name, driven from outside (KEEP=1 keeps it)
-	$(PYTEST) tests/cluster
+	$(PYTEST) --timeout 2400 -o faulthandler_timeout=900 tests/cluster
 bench: .venv ## Figures as ratios against peers and floors in the same run; never part of the tests
 	.venv/bin/python -m pytest -s tests/bench
 

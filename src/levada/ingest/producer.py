@@ -27,6 +27,7 @@ _STALL_SECONDS: Final = 0.75
 _RENEW_SECONDS: Final = 1.0
 _STUCK_SECONDS: Final = 3.0
 _RENEW_GAP_SECONDS: Final = 20.0
+_LET_GO_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -175,6 +176,7 @@ class AckProducer:
 
     async def close(self) -> None:
         """Stop; whoever still waits has had the answer 503."""
+        self.reachable = False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -185,6 +187,8 @@ class AckProducer:
         # Its wait is for a time of the wall clock: were that set back by hours, it would last hours.
         self._thread.join(_POLL_SECONDS * 10)
         self._producer.flush(self._timeout)
+        _let_go(self._producer)
+        del self._producer
 
     async def _keep_looking(self) -> None:
         while True:
@@ -195,7 +199,7 @@ class AckProducer:
                 async with asyncio.timeout(_LOOK_SECONDS if self.reachable else _LOOK_AGAIN_SECONDS):
                     await self._suspect.wait()
             except TimeoutError:
-                pass
+                _let_go(self._producer)
 
     async def _guard(self) -> None:
         """Answer those for whom no report comes in time."""
@@ -251,6 +255,7 @@ class AckProducer:
                 self._problem(error.args[0])
             if self._fatal:
                 self._fatal = False
+                _let_go(self._producer)
                 self._producer = self._connect()
                 self._closing.wait(_RENEW_SECONDS)  # what ended the last one may not be over yet
             if self._reports:
@@ -273,6 +278,20 @@ class AckProducer:
             log.error("the Kafka client cannot go on, a new one takes over", error=error.str())
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._loop.call_soon_threadsafe(self._suspect.set)
+
+
+def _let_go(client: Producer) -> None:
+    """End a client on a thread of its own.
+
+    The last reference ends it, in whichever thread drops that, and to end it is to wait for librdkafka's own threads:
+    at times for ever, which neither the event loop nor a process that stops may do.
+    """
+
+    def hold(clients: list[Producer]) -> None:
+        time.sleep(_LET_GO_SECONDS)  # until the calls of other threads that have it are over
+        clients.clear()
+
+    threading.Thread(target=hold, args=([client],), name="old-client", daemon=True).start()
 
 
 def _refused(error: Any) -> NotAcknowledged:

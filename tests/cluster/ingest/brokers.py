@@ -39,6 +39,8 @@ CLIENTS = ("collector", "sink", "loader", "metrics")
 _CLUSTER_ID = "threebrokersonloopba" + "AA"
 _STOP_SECONDS = 120
 """What the chart gives a broker to stop in."""
+_START_SECONDS = 120
+"""For all nodes of a first start to have a process that answers."""
 _FASTER = {"log.retention.check.interval.ms": "1000", "log.initial.task.delay.ms": "500"}
 _QUICK = ("-Xmx224m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """Quick to start: a test is over before a better compiler has paid for itself."""
@@ -145,8 +147,15 @@ class Brokers:
         own.mkdir(exist_ok=True)
         (own / "shared").write_text(self._shared[node])
         voters = tuple(f"{self.hosts[each]}:{self._ports[9404]}" for each in self.voters if node in self.voters)
+        deadline = time.monotonic() + _START_SECONDS
+
+        def ask(voter: str) -> str:
+            # A pod waits for the others without end; here one that did not come up is the end of the test.
+            assert time.monotonic() < deadline, f"node {node} had no word of {voter}\n{self._ends_of_logs()}"
+            return httpx.get(f"http://{voter}/metrics", timeout=5).raise_for_status().text
+
         broker.prepare(
-            own / "shared", own, Node(node, host, f"zone-{node}", voters), _CLUSTER_ID, report=lambda _: None
+            own / "shared", own, Node(node, host, f"zone-{node}", voters), _CLUSTER_ID, report=lambda _: None, ask=ask
         )
         self._run("tools", "kafka.tools.StorageTool", "format", f"--cluster-id={_CLUSTER_ID}", "--config",
                   str(own / "server.properties"), "--ignore-formatted", (own / "format").read_text())  # fmt: skip
@@ -162,7 +171,7 @@ class Brokers:
 
     def _run(self, log: str, *words: str) -> None:
         command = self._java(log, *_QUICK, main=words)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_START_SECONDS)
         assert done.returncode == 0, done.stderr
 
     def kill(self, node: int, *, wipe: bool = False) -> None:
@@ -188,6 +197,10 @@ class Brokers:
 
     def log(self, node: int) -> str:
         return (self.folder / str(node) / "log").read_text()
+
+    def _ends_of_logs(self) -> str:
+        logs = {node: self.folder / str(node) / "log" for node in self.hosts}
+        return "\n".join(f"--- node {node}\n{log.read_text()[-1000:]}" for node, log in logs.items() if log.exists())
 
     def raft(self, node: int) -> dict[str, float]:
         """What a node says of the quorum; nothing while it is not there."""

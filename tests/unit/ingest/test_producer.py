@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import queue
+import threading
 import time
 from typing import Any
 
@@ -19,6 +22,12 @@ from .kafka import MockKafka
 class Ended:
     """A client that has met an error it cannot go on from, as librdkafka's shows it."""
 
+    def __init__(self, gone: queue.SimpleQueue[str]) -> None:
+        self.gone = gone
+
+    def __del__(self) -> None:
+        self.gone.put(threading.current_thread().name)
+
     def list_topics(self, **_: float) -> Any:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
@@ -27,20 +36,19 @@ class Ended:
 
 
 def test_a_client_that_ended_is_replaced(kafka: MockKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+    made = itertools.count()
+    gone: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def make(config: dict[str, Any]) -> Any:
-        made.append(Ended() if not made else Producer(config))
-        return made[-1]
+        return Ended(gone) if next(made) == 0 else Producer(config)
 
     monkeypatch.setattr(module, "Producer", make)
+    monkeypatch.setattr(module, "_LET_GO_SECONDS", 0.5)
 
     async def send() -> int:
         loop = asyncio.get_running_loop()
         producer = AckProducer(required(settings.kafka, "kafka"), settings.collector, loop)
         try:
-            while len(made) < 2:
-                await asyncio.sleep(0.05)
             assert not producer.reachable
             early = await producer.send("plain", b"{}", "k", [])
             assert early == NotAcknowledged("unreachable", "no broker answers")
@@ -54,6 +62,8 @@ def test_a_client_that_ended_is_replaced(kafka: MockKafka, settings: Settings, m
             await producer.close()
 
     assert asyncio.run(asyncio.wait_for(send(), 20)) >= 0
+    # To end a client may take for ever, so that is for a thread on which nothing waits.
+    assert gone.get(timeout=5) == "old-client"
 
 
 def test_a_stall_is_over_as_soon_as_kafka_answers(kafka: MockKafka, settings: Settings) -> None:
