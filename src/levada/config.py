@@ -118,10 +118,21 @@ class SinkSettings(_Block):
     """Most event ids that the dedupe window keeps, 20 bytes each; beyond it the oldest are forgotten early."""
 
 
-class CollectorSettings(_Block):
-    """The HTTP collector."""
+class HttpSettings(_Block):
+    """What each connection to an HTTP server of ours may take, and how many there may be."""
 
     port: int = 8080
+    header_timeout: float = 5.0
+    """Seconds from the first byte of a request to the end of its headers."""
+    body_timeout: float = 30.0
+    """Seconds from there to the end of its body."""
+    max_header_bytes: int = 16_384
+    max_connections: int = 1024
+
+
+class CollectorSettings(HttpSettings):
+    """The HTTP collector."""
+
     api_keys_file: Path = Path("/etc/levada/credentials/api-keys/keys.json")
     max_body_bytes: int = 1_048_576
     delivery_timeout: float = 1.5
@@ -131,12 +142,6 @@ class CollectorSettings(_Block):
     max_bulk_bytes: int = 8_388_608
     """Largest body with many events; each of them may have ``max_body_bytes``."""
     max_bulk_lines: int = 10_000
-    header_timeout: float = 5.0
-    """Seconds from the first byte of a request to the end of its headers."""
-    body_timeout: float = 30.0
-    """Seconds from there to the end of its body."""
-    max_header_bytes: int = 16_384
-    max_connections: int = 1024
     pepper_file: Path = Path("/etc/levada/credentials/pepper/pepper")
     """Secret that is mixed into every digest of a sensitive value."""
     argon2_memory_kib: int = 32_768
@@ -147,10 +152,9 @@ class CollectorSettings(_Block):
     """Digests that may wait or be made at once; an event beyond it is answered 429."""
 
 
-class PredictorSettings(_Block):
+class PredictorSettings(HttpSettings):
     """The predictor."""
 
-    port: int = 8080
     poll_seconds: float = 5.0
     """Mean time between two looks at the registry."""
     api_keys_file: Path | None = None
@@ -158,12 +162,6 @@ class PredictorSettings(_Block):
     cache: Path = Path("/var/cache/levada/models")
     """Folder for the models that served last; a process that starts without the registry begins with them."""
     max_body_bytes: int = 8_388_608
-    header_timeout: float = 5.0
-    """Seconds from the first byte of a request to the end of its headers."""
-    body_timeout: float = 30.0
-    """Seconds from there to the end of its body."""
-    max_header_bytes: int = 16_384
-    max_connections: int = 1024
 
 
 class Settings(BaseSettings):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -12,6 +14,8 @@ from prometheus_client import Gauge
 BROKEN: Final = Gauge(
     "levada_file_broken", "1 while a changed file is not usable and its last good content is used.", ["file"]
 )
+
+_REFRESH_SECONDS: Final = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -54,3 +58,21 @@ class Reloaded(Generic[_T]):
         except OSError:
             return (0, 0, 0)
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+@contextlib.asynccontextmanager
+async def refreshing(refresh: Callable[[], None]) -> AsyncIterator[None]:
+    """Call ``refresh`` now and then, on a thread, while the context lasts."""
+
+    async def keep_on() -> None:
+        while True:
+            await asyncio.to_thread(refresh)
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    task = asyncio.create_task(keep_on())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from typing import Any, Final
 
 from levada.http import keys
-from levada.http.keys import ApiKeys
+from levada.http.keys import ApiKey, ApiKeys
 from levada.http.problem import Problem, unavailable
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 JSON: Final = b"application/json"
-_ONCE: Final = frozenset((b"content-type", b"content-encoding", b"host"))
+_ONCE: Final = frozenset((b"content-type", b"content-encoding", b"host", b"idempotency-key"))
 
 
 def headers_of(given: Sequence[tuple[bytes, bytes]], *, host: bool = True) -> dict[bytes, bytes]:
@@ -36,52 +36,68 @@ def headers_of(given: Sequence[tuple[bytes, bytes]], *, host: bool = True) -> di
     return found
 
 
-def authorize(known: ApiKeys, headers: dict[bytes, bytes], pipeline: str) -> None:
-    """Let those pass who have a key for a pipeline.
+def key_of(known: ApiKeys, headers: dict[bytes, bytes]) -> ApiKey:
+    """The key that a request is sent with.
 
     Raises:
-        Problem: 401 without a known key, 403 with one for other pipelines.
+        Problem: 401 without a known one.
     """
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     key = keys.find(known, token.strip()) if scheme.lower() == b"bearer" else None
     if key is None:
         asked = {"WWW-Authenticate": "Bearer"}
         raise Problem(401, "send one known API key as Authorization: Bearer <key>", headers=asked)
+    return key
+
+
+def check_allows(key: ApiKey, pipeline: str) -> None:
+    """Let those pass whose key is for a pipeline.
+
+    Raises:
+        Problem: 403 with one for other pipelines.
+    """
     if not key.allows(pipeline):
         raise Problem(403, f"this API key is not for pipeline {pipeline}")
 
 
-def check_json(headers: dict[bytes, bytes]) -> None:
-    """Refuse a body that is not plain JSON.
+def media_type_of(headers: dict[bytes, bytes], taken: Collection[bytes], advice: str) -> bytes:
+    """The media type of a body, which is one of those that are ``taken``; ``advice`` tells who sends another.
 
     Raises:
-        Problem: 415.
+        Problem: 415, also for a body that is encoded.
     """
     media_type = headers.get(b"content-type", b"")
-    if media_type != JSON and media_type.partition(b";")[0].strip().lower() != JSON:
-        raise Problem(415, "send the body as Content-Type: application/json")
+    if media_type not in taken:
+        media_type = media_type.partition(b";")[0].strip().lower()
+        if media_type not in taken:
+            raise Problem(415, advice)
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Problem(415, "send the body without Content-Encoding")
+    return media_type
 
 
 class Bodies:
-    """Bodies that are being read or answered, within the memory for each and for all together."""
+    """Bodies that are being read or answered, within the memory for all together."""
 
-    def __init__(self, limit: int, together: int, advice: str) -> None:
-        """Allow ``limit`` bytes a body and ``together`` bytes at once; ``advice`` tells who exceeds the first."""
-        self.limit = limit
+    def __init__(self, together: int) -> None:
+        """Allow ``together`` bytes at once."""
         self._together = together
-        self._advice = advice
         self._held = 0
 
-    async def read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def read(self, headers: dict[bytes, bytes], receive: Receive, check: Callable[[int, bytes], None]) -> bytes:
         """One whole body, which counts as held until it is given to :meth:`release`.
 
+        Args:
+            headers: of the request.
+            receive: as ASGI gives it.
+            check: raises for bytes that are too many; also given how the body begins, or nothing if they are only
+                announced.
+
         Raises:
-            Problem: 400 for one that breaks off, 413 for one that is too large, 503 while there are too many.
+            Problem: 400 for one that breaks off, 503 while there are too many, and what ``check`` raises.
         """
         announced = headers.get(b"content-length", b"")
-        self._check(int(announced) if announced.isdigit() else 0)
+        check(int(announced) if announced.isdigit() else 0, b"")
         chunks: list[bytes] = []
         size, more = 0, True
         try:
@@ -94,18 +110,22 @@ class Bodies:
                     chunks.append(chunk)
                     size += len(chunk)
                     self._held += len(chunk)
-                    self._check(size)
+                    check(size, chunks[0])
+                    if self._held > self._together:
+                        raise unavailable("too many large requests at once", retry_after=1)
         except BaseException:
             self._held -= size
             raise
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def release(self, body: bytes) -> None:
-        """Forget a body that was read."""
-        self._held -= len(body)
+    def room(self, body: bytes) -> bool:
+        """Whether a body that came whole may be held, too."""
+        return self._held + len(body) <= self._together
 
-    def _check(self, size: int) -> None:
-        if size > self.limit:
-            raise Problem(413, f"a body may have {self.limit} bytes: {self._advice}")
-        if self._held > self._together:
-            raise unavailable("too many large requests at once", retry_after=1)
+    def hold(self, body: bytes) -> None:
+        """Count a body that came whole, until it is given to :meth:`release`."""
+        self._held += len(body)
+
+    def release(self, body: bytes) -> None:
+        """Forget a body."""
+        self._held -= len(body)

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import random
 import re
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 
 import orjson
 import structlog
-import uvloop
 from prometheus_client import Counter, Gauge, Histogram
 
 from levada import process
 from levada.config import CollectorSettings, KafkaSettings, Settings, required
 from levada.event import Violation
-from levada.http import keys
-from levada.http.connection import Exchange, Limits
-from levada.http.keys import ApiKey, ApiKeys, load_keys
+from levada.http import server
+from levada.http.connection import Exchange
+from levada.http.keys import ApiKeys, load_keys
 from levada.http.problem import MEDIA_TYPE, Problem, unavailable
-from levada.http.reload import Reloaded
-from levada.http.server import Receive, Scope, Send, listen
+from levada.http.reload import Reloaded, refreshing
+from levada.http.request import JSON, Bodies, check_allows, headers_of, key_of, media_type_of
+from levada.http.server import Receive, Scope, Send, limits_of, listen
 from levada.ingest import bulk, openapi
 from levada.ingest.admission import Declared, Envelope
 from levada.ingest.producer import AckProducer, NotAcknowledged, Outcome, Receipt
@@ -38,14 +38,12 @@ from levada.ingest.reload import Declarations
 from levada.ingest.seal import Sealer, load_pepper
 
 _MAX_HELD_BYTES: Final = 32 * 1024 * 1024
-_REFRESH_SECONDS: Final = 2.0
-_GARBAGE_OBJECTS: Final = 10_000
 _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
-_JSON: Final = b"application/json"
 _JSON_LINE: Final = b"content-type: application/json\r\n"
 _NDJSON: Final = b"application/x-ndjson"
+_TAKEN: Final = (JSON, _NDJSON)
+_SEND_AS: Final = "send one event, or an array, as Content-Type: application/json, lines as application/x-ndjson"
 _TARGET: Final = re.compile(rb"/v1/([a-z0-9-]+)/events")
-_ONCE: Final = frozenset((b"content-type", b"content-encoding", b"idempotency-key", b"host"))
 
 REQUESTS: Final = Counter("levada_collector_requests", "Requests answered.", ["pipeline", "status"])
 EVENTS: Final = Counter("levada_collector_events", "Events answered, alone or in a batch.", ["pipeline", "status"])
@@ -108,7 +106,7 @@ class Collector:
         self._pipelines = Declarations(settings.pipelines, self._sealer)
         self._producer: AckProducer | None = None
         self._in_flight = 0
-        self._held = 0
+        self._bodies = Bodies(_MAX_HELD_BYTES)
         self._counters: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._timers: dict[str, Any] = {}
         self.draining = False
@@ -128,21 +126,13 @@ class Collector:
     async def running(self) -> AsyncIterator[None]:
         """Connected to Kafka, with files looked at now and then."""
         self._producer = AckProducer(self._kafka, self._settings, asyncio.get_running_loop())
-        watch = asyncio.create_task(self._watch())
         try:
-            yield
+            async with refreshing(self._refresh):
+                yield
         finally:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
             await self._producer.close()
             if self._sealer is not None:
                 self._sealer.close()
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.to_thread(self._refresh)
-            await asyncio.sleep(_REFRESH_SECONDS)
 
     def _refresh(self) -> None:
         self._keys.refresh()
@@ -173,14 +163,14 @@ class Collector:
             return False
         body = exchange.body
         try:
-            headers = _headers(exchange.headers)
+            headers = headers_of(exchange.headers)
             declared = self._authorize(headers, name[1].decode())
             if (
                 declared.seals
-                or _media_type(headers) != _JSON
+                or media_type_of(headers, _TAKEN, _SEND_AS) != JSON
                 or bulk.is_array(body)
                 or len(body) > self._settings.max_body_bytes
-                or self._held + len(body) > _MAX_HELD_BYTES
+                or not self._bodies.room(body)
             ):
                 return False
             event_id = _event_id(headers) or _new_id()
@@ -189,7 +179,7 @@ class Collector:
         except Problem:
             return False
         self._in_flight += 1
-        self._held += len(body)
+        self._bodies.hold(body)
         # From here on it is ours: a screen that was asked twice would count the event twice.
         envelope = declared.envelope(event, event_id)
         waiter = _Answer(self, exchange, declared, event_id, envelope.review)
@@ -200,7 +190,7 @@ class Collector:
         """Answer an exchange that was taken."""
         exchange, declared = answer.exchange, answer.declared
         self._in_flight -= 1
-        self._held -= len(exchange.body)
+        self._bodies.release(exchange.body)
         name = declared.pipeline.name
         if isinstance(outcome, Receipt):
             status, lines = 202, _JSON_LINE
@@ -221,12 +211,12 @@ class Collector:
         parts = scope["path"].split("/")
         name = parts[2] if len(parts) == 4 and parts[:2] == ["", "v1"] else ""
         label = name if name in self._pipelines else ""
-        media_type, counted = _JSON, 1
+        media_type, counted = JSON, 1
         extra: dict[str, str] = {}
         try:
             if scope["http_version"] not in ("1.1", "1.0"):
                 raise Problem(400, "this is not HTTP/1.1")
-            headers = _headers(scope["headers"], scope["http_version"] == "1.1")
+            headers = headers_of(scope["headers"], host=scope["http_version"] == "1.1")
             match parts:
                 case ["", "v1", _, "events"]:
                     _check_method(scope, "POST")
@@ -237,7 +227,7 @@ class Collector:
                     body = orjson.dumps(openapi.document([self._authorize(headers, name).pipeline], self._settings))
                 case ["", "openapi.json"]:
                     _check_method(scope, "GET")
-                    status, counted, key = 200, 0, self._key(headers)
+                    status, counted, key = 200, 0, key_of(self._keys.value, headers)
                     allowed = [each.pipeline for each in self._pipelines.values() if key.allows(each.pipeline.name)]
                     body = orjson.dumps(openapi.document(allowed, self._settings))
                 case _:
@@ -259,22 +249,12 @@ class Collector:
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": body})
 
-    def _key(self, headers: dict[bytes, bytes]) -> ApiKey:
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        key = keys.find(self._keys.value, token.strip()) if scheme.lower() == b"bearer" else None
-        if key is None:
-            raise Problem(
-                401, "send one known API key as Authorization: Bearer <key>", headers={"WWW-Authenticate": "Bearer"}
-            )
-        return key
-
     def _authorize(self, headers: dict[bytes, bytes], name: str) -> Declared:
-        key = self._key(headers)
+        key = key_of(self._keys.value, headers)
         declared = self._pipelines.get(name)
         if declared is None:
             raise Problem(404, f"there is no pipeline {name[:64]}: declared are {', '.join(self._pipelines) or 'none'}")
-        if not key.allows(name):
-            raise Problem(403, f"this API key is not for pipeline {name}")
+        check_allows(key, name)
         return declared
 
     async def _events(
@@ -282,54 +262,25 @@ class Collector:
     ) -> tuple[int, bytes, dict[str, str], int]:
         """Status, body and headers of the answer, and how many events it is for that were not counted yet."""
         declared = self._authorize(headers, name)
-        many = _media_type(headers) == _NDJSON
+        many = media_type_of(headers, _TAKEN, _SEND_AS) == _NDJSON
         event_id = _event_id(headers)
         if self._in_flight >= self._settings.max_in_flight:
             raise unavailable("too many requests at once", retry_after=1)
         self._in_flight += 1
         body = b""
         try:
-            body = await self._body(headers, receive, many)
+            body = await self._bodies.read(headers, receive, partial(self._check_size, many))
             if many or bulk.is_array(body):
                 return await self._batch(declared, event_id, body, many)
             return 202, await self._single(declared, event_id or _new_id(), body), {}, 1
         finally:
             self._in_flight -= 1
-            self._held -= len(body)
+            self._bodies.release(body)
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive, many: bool) -> bytes:
-        """The body, of the size that is allowed and within the memory for all requests together.
-
-        What is returned counts as held until the caller says otherwise.
-        """
-        announced = headers.get(b"content-length", b"0")
-        self._check_size(int(announced) if announced.isdigit() else 0, many, b"[")
-        chunks: list[bytes] = []
-        size = 0
-        try:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Problem(400, "the body did not come whole")
-                chunk, more = message["body"], message["more_body"]
-                if not chunk:
-                    continue
-                chunks.append(chunk)
-                size += len(chunk)
-                self._held += len(chunk)
-                self._check_size(size, many, chunks[0])
-                if self._held > _MAX_HELD_BYTES:
-                    raise unavailable("too many events at once", retry_after=1)
-        except BaseException:
-            self._held -= size
-            raise
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _check_size(self, size: int, many: bool, begin: bytes) -> None:
+    def _check_size(self, many: bool, size: int, begin: bytes) -> None:
         if size > self._settings.max_body_bytes:
             limit, what = self._settings.max_body_bytes, "an event"
-            if many or bulk.is_array(begin):
+            if many or not begin or bulk.is_array(begin):
                 limit, what = self._settings.max_bulk_bytes, "a batch"
             if size > limit:
                 raise Problem(413, f"{what} may have {limit} bytes")
@@ -395,34 +346,9 @@ class Collector:
         timer.observe(time.monotonic() - begin)
 
 
-def _headers(given: Sequence[tuple[bytes, bytes]], host: bool = True) -> dict[bytes, bytes]:
-    """The headers by name; one that decides something may come once, and ``host`` may have to."""
-    found: dict[bytes, bytes] = {}
-    for name, value in given:
-        if name in found:
-            if name in _ONCE:
-                raise Problem(400, f"send the header {name.decode()} once")
-            value = b"" if name == b"authorization" else value
-        found[name] = value
-    if host and b"host" not in found:
-        raise Problem(400, "send the header host")
-    return found
-
-
 def _check_method(scope: Scope, allowed: str) -> None:
     if scope["method"] != allowed:
         raise Problem(405, f"{allowed} is the only method here", headers={"Allow": allowed})
-
-
-def _media_type(headers: dict[bytes, bytes]) -> bytes:
-    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type not in (_JSON, _NDJSON):
-        raise Problem(
-            415, "send one event, or an array, as Content-Type: application/json, lines as application/x-ndjson"
-        )
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise Problem(415, "send the event without Content-Encoding")
-    return media_type
 
 
 def _event_id(headers: dict[bytes, bytes]) -> str | None:
@@ -478,9 +404,8 @@ def _no_topic(topic: str, event_id: str | None) -> Problem:
 
 
 async def _serve(collector: Collector, settings: CollectorSettings, stop: threading.Event) -> None:
-    limits = Limits(settings.header_timeout, settings.body_timeout, settings.max_header_bytes, settings.max_connections)
     async with collector.running():
-        await listen(collector, settings.port, limits, stop)
+        await listen(collector, settings.port, limits_of(settings), stop)
 
 
 def run(settings: Settings) -> None:
@@ -488,12 +413,6 @@ def run(settings: Settings) -> None:
     collector = Collector(settings)
 
     def main(stop: threading.Event) -> None:
-        # What is loaded by now stays, and some hundred requests under way are no garbage: to look through them after
-        # every 700 new objects cost a tenth of each event.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GARBAGE_OBJECTS)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(collector, settings.collector, stop))
+        server.run(_serve(collector, settings.collector, stop))
 
     process.run(main, settings, ready=collector.ready, live=collector.live)

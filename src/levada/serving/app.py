@@ -19,7 +19,7 @@ import orjson
 from levada.http.connection import Exchange
 from levada.http.keys import ApiKeys
 from levada.http.problem import MEDIA_TYPE, Problem, unavailable
-from levada.http.request import JSON, Bodies, authorize, check_json, headers_of
+from levada.http.request import JSON, Bodies, check_allows, headers_of, key_of, media_type_of
 from levada.http.server import Receive, Scope, Send
 from levada.pipeline import Pipeline
 from levada.serving import v2
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _TOGETHER_BYTES: Final = 67_108_864
+_TAKEN: Final = (JSON,)
 _INFER: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _RETRY_SECONDS: Final = 5
 
@@ -66,9 +67,8 @@ class Predictor:
         self._keys = keys
         self._mirror = mirror
         self._counts = Counts(pipeline.name)
-        self._bodies = Bodies(
-            max_body_bytes, max(_TOGETHER_BYTES, 2 * max_body_bytes), "send fewer instances at a time"
-        )
+        self._max_body_bytes = max_body_bytes
+        self._bodies = Bodies(max(_TOGETHER_BYTES, 2 * max_body_bytes))
         self._ready = ready
         self._admin: FastAPI | None = None
         # One at a time: to read a large body takes many times its size.
@@ -138,9 +138,13 @@ class Predictor:
         """The headers of a request that may be answered."""
         headers = headers_of(given, host=host)
         if self._keys is not None:
-            authorize(self._keys(), headers, self._pipeline.name)
-        check_json(headers)
+            check_allows(key_of(self._keys(), headers), self._pipeline.name)
+        media_type_of(headers, _TAKEN, "send the body as Content-Type: application/json")
         return headers
+
+    def _check_size(self, size: int, _: bytes) -> None:
+        if size > self._max_body_bytes:
+            raise Problem(413, f"a body may have {self._max_body_bytes} bytes: send fewer instances at a time")
 
     async def _predict(
         self, scope: Scope, receive: Receive, model: Loaded | None, infer: re.Match[str] | None
@@ -153,7 +157,7 @@ class Predictor:
         if infer is not None and infer[1] != self._pipeline.name:
             raise Problem(404, f"the only model here is {self._pipeline.name}")
         wanted = _probabilities(scope["query_string"]) if infer is None else False
-        body = await self._bodies.read(headers, receive)
+        body = await self._bodies.read(headers, receive, self._check_size)
         try:
             if model is None:
                 raise unavailable("no verified model yet: train and promote one", retry_after=_RETRY_SECONDS)

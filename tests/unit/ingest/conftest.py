@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from levada.config import CollectorSettings, KafkaSettings, Settings
+from levada.http import reload
 from levada.ingest import collector as module
 from levada.ingest.collector import Collector
 
@@ -107,7 +108,7 @@ def client(settings: Settings) -> Iterator[httpx.Client]:
     collector, stop = Collector(settings), threading.Event()
     assert not collector.ready()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_REFRESH_SECONDS", 0.2)
+        patch.setattr(reload, "_REFRESH_SECONDS", 0.2)
         thread = threading.Thread(target=lambda: asyncio.run(module._serve(collector, settings.collector, stop)))
         thread.start()
         with httpx.Client(base_url=f"http://127.0.0.1:{settings.collector.port}", timeout=10) as client:

@@ -206,7 +206,7 @@ def test_too_much_at_once(settings: Settings, limit: str, value: int, monkeypatc
 
     answer = asyncio.run(post())
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert collector._in_flight == collector._held == 0
+    assert collector._in_flight == collector._bodies._held == 0
 
 
 @effort(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
