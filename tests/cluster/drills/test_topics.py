@@ -29,6 +29,7 @@ def renew(line: Line, topic: str) -> None:
 
 
 def sample(line: Line, pipeline: str, name: str) -> int:
+    """The sum of a metric over a pipeline's sinks."""
     return sum(sums[name] for sums in sink_metrics(line, pipeline).values())
 
 

@@ -5,6 +5,7 @@ What a case may be answered is written as the statuses in their order; a connect
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -12,9 +13,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 Cases = dict[str, tuple[bytes, str]]
 """What is sent and how it may be answered, by what it is."""
 CLOSED = ""
+HEAD_SECONDS, BODY_SECONDS, CONNECTIONS = 5, 3, 200
+"""What the servers that meet these allow."""
+MEMORY_MIB = 16
+"""What all of it may cost them."""
 
 
 @dataclass(frozen=True)
@@ -229,3 +236,114 @@ def resident(pid: int, which: str = "VmRSS") -> float:
     """Memory of a process in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(rf"{which}:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A process that all of this is sent to, while others ask it for something good."""
+
+    target: Target
+    port: int
+    pid: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def healthy(self, client: httpx.Client) -> bool:
+        headers = {"Authorization": f"Bearer {self.target.key}", "Content-Type": "application/json"}
+        answer = client.post(f"{self.url}{self.target.path}", content=self.target.good, headers=headers)
+        return answer.status_code == int(self.target.ok)
+
+    def check_answers(self, cases: Cases) -> None:
+        """Every case is answered as meant and soon; others are served after each; nothing is left in log or memory."""
+        wrong = {}
+        with httpx.Client() as client:
+            before = resident(self.pid)
+            for name, (request, expected) in cases.items():
+                begin = time.monotonic()
+                found, raw = talk(self.port, request)
+                if tuple(found) not in allowed(expected) or time.monotonic() - begin > 3:
+                    wrong[name] = (found, expected, time.monotonic() - begin, raw[:300])
+                assert self.healthy(client), name
+            grown = resident(self.pid, "VmHWM") - before
+        assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
+        print(f"{len(cases)} cases, memory +{grown:.1f} MiB at most")
+        assert grown <= MEMORY_MIB, grown
+        log = self.log.read_text()
+        assert "Traceback" not in log, log
+        assert "failed" not in log, log
+
+    def check_refusals(self, cases: Cases) -> None:
+        """Every refusal is a problem document."""
+        for name, (request, _) in cases.items():
+            if name == "HEAD":
+                continue
+            _, raw = talk(self.port, request)
+            for status, top, body in answers(raw):
+                if 400 <= status < 500:
+                    assert b"application/problem+json" in top, name
+                    assert json.loads(body)["status"] == status, name
+
+    def check_100_mb(self, *, chunked: bool) -> None:
+        """A client that sends that is told, and let go before it has sent all of it."""
+        before = resident(self.pid)
+        blocks = [b"x" * 1_000_000] * 100
+        request = self.target.chunked(*blocks) if chunked else self.target.post(b"".join(blocks))
+        begin = time.monotonic()
+        found, _ = talk(self.port, request, seconds=20)
+        assert found in (["413"], []), found
+        assert time.monotonic() - begin < 5, time.monotonic() - begin
+        with httpx.Client() as client:
+            assert self.healthy(client)
+        grown = resident(self.pid, "VmHWM") - before
+        assert grown <= MEMORY_MIB, grown
+
+    def check_slow(self) -> None:
+        """Clients that drip are let go in time while others are served."""
+        path, head = self.target.path.encode(), self.target.head
+        slow: dict[str, tuple[bytes, bytes, float]] = {  # what they begin with, repeat, and the seconds they get
+            "headers": (b"POST %b HTTP/1.1\r\nX-A: " % path, b"x", HEAD_SECONDS),
+            "headers, many": (b"POST %b HTTP/1.1\r\n" % path, b"X-A: b\r\n", HEAD_SECONDS),
+            "line feeds": (b"\r\n", b"\r\n", HEAD_SECONDS),
+            "nothing at all": (b"", b"", HEAD_SECONDS),
+            "body": (head(Content_Length="1000"), b" ", BODY_SECONDS),
+            "chunks": (head("Transfer-Encoding: chunked", Content_Length=None), b"1\r\nx\r\n", BODY_SECONDS),
+            "the second request": (self.target.one + b"POST /", b"x", HEAD_SECONDS),
+        }
+        found: dict[str, tuple[list[str], float]] = {}
+        threads = [
+            threading.Thread(target=lambda name=name, case=case: found.update({name: drip(self.port, *case[:2], 0.2)}))
+            for name, case in slow.items()
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        with httpx.Client() as client:
+            while any(thread.is_alive() for thread in threads):
+                assert self.healthy(client)
+                time.sleep(0.05)
+        for name, (_, _, seconds) in slow.items():
+            told, taken = found[name]
+            assert told[-1:] == ["408"], (name, told)
+            assert seconds - 0.5 < taken < seconds + 1.5, (name, taken)
+        assert found["the second request"][0] == [self.target.ok, "408"]
+
+    def check_connections(self) -> None:
+        """One connection too many is told so; when some have gone, others are served."""
+        time.sleep(1)
+        opened = [socket.create_connection(("127.0.0.1", self.port)) for _ in range(CONNECTIONS + 30)]
+        try:
+            time.sleep(0.2)
+            answer = opened[-1].recv(1000)
+            assert statuses(answer) == ["503"], answer
+            assert b"Retry-After: 1" in answer, answer
+        finally:
+            for connection in opened:
+                connection.close()
+        deadline = time.monotonic() + 5
+        with httpx.Client() as client:
+            while not self.healthy(client):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)

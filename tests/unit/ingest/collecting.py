@@ -40,14 +40,14 @@ class Collecting:
         self.key_file = folder / "key"
         self.key_file.write_text(f"{API_KEY}\n")
         self.log = folder / "collector.log"
-        port, health = free_port(), free_port()
-        self.url, self._health = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{health}"
+        self.port, health = free_port(), free_port()
+        self.url, self._health = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{health}"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("LEVADA_")},
             "LEVADA_PIPELINES": str(self.declared),
             "LEVADA_KAFKA__BOOTSTRAP": bootstrap,
             "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT",
-            "LEVADA_COLLECTOR__PORT": str(port),
+            "LEVADA_COLLECTOR__PORT": str(self.port),
             "LEVADA_COLLECTOR__API_KEYS_FILE": str(keys),
             "LEVADA_COLLECTOR__PEPPER_FILE": str(pepper),
             "LEVADA_HEALTH_PORT": str(health),

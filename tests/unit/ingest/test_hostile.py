@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,44 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.unit.http.hostile import Target, allowed, answers, drip, resident, statuses, talk
+from tests.unit.http.hostile import BODY_SECONDS, CONNECTIONS, MEMORY_MIB, Target, Victim, resident
 
 from .collecting import API_KEY, Collecting
 from .conftest import FIELDS
 from .kafka import MockKafka
 
 GOOD = b'{"n": 1, "user": "u"}'
-_HEAD_SECONDS, _BODY_SECONDS = 5, 3
-_MEMORY_MIB = 16
-
-
-@pytest.fixture(scope="module")
-def collecting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collecting]:
-    kafka = MockKafka()
-    kafka.make_topic("plain")
-    collecting = Collecting(
-        tmp_path_factory.mktemp("hostile"), kafka.bootstrap, {"plain": {"fields": FIELDS}},
-        LEVADA_COLLECTOR__BODY_TIMEOUT=str(_BODY_SECONDS), LEVADA_COLLECTOR__MAX_CONNECTIONS="200",
-    )  # fmt: skip
-    with httpx.Client(base_url=collecting.url) as client:
-        for _ in range(200):
-            assert healthy(client)
-    yield collecting
-    collecting.stop()
-    kafka.kill()
-
-
-def port(collecting: Collecting) -> int:
-    return int(collecting.url.rpartition(":")[2])
-
-
-def healthy(client: httpx.Client) -> bool:
-    headers = {"Authorization": f"Bearer {API_KEY}"}
-    return client.post("/v1/plain/events", json={"n": 1, "user": "u"}, headers=headers).status_code == 202
-
-
 TARGET = Target("/v1/plain/events", GOOD, "202", API_KEY)
-head, event, chunked, ONE = TARGET.head, TARGET.post, TARGET.chunked, TARGET.one
+head, event = TARGET.head, TARGET.post
 CASES = {
     **TARGET.bodies(),
     # What is no event
@@ -91,122 +61,66 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    kafka = MockKafka()
+    kafka.make_topic("plain")
+    collecting = Collecting(
+        tmp_path_factory.mktemp("hostile"), kafka.bootstrap, {"plain": {"fields": FIELDS}},
+        LEVADA_COLLECTOR__BODY_TIMEOUT=str(BODY_SECONDS), LEVADA_COLLECTOR__MAX_CONNECTIONS=str(CONNECTIONS),
+    )  # fmt: skip
+    victim = Victim(TARGET, collecting.port, collecting.process.pid, collecting.log)
+    with httpx.Client() as client:
+        for _ in range(200):
+            assert victim.healthy(client)
+    yield victim
+    collecting.stop()
+    kafka.kill()
+
+
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 60
 
 
-def test_every_case_is_answered_as_meant(collecting: Collecting) -> None:
-    wrong = {}
-    with httpx.Client(base_url=collecting.url) as client:
-        before = resident(collecting.process.pid)
-        for name, (request, expected) in CASES.items():
-            begin = time.monotonic()
-            found, raw = talk(port(collecting), request)
-            if tuple(found) not in allowed(expected) or time.monotonic() - begin > 3:
-                wrong[name] = (found, expected, time.monotonic() - begin, raw[:300])
-            assert healthy(client), name
-        grown = resident(collecting.process.pid, "VmHWM") - before
-    assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
-    assert grown <= _MEMORY_MIB
-    assert "Traceback" not in collecting.log.read_text()
-    assert "a request failed" not in collecting.log.read_text()
+def test_every_case_is_answered_as_meant(victim: Victim) -> None:
+    victim.check_answers(CASES)
 
 
-def test_every_refusal_is_a_problem(collecting: Collecting) -> None:
-    for name, (request, _) in CASES.items():
-        if name == "HEAD":
-            continue
-        _, raw = talk(port(collecting), request)
-        for status, top, body in answers(raw):
-            if 400 <= status < 500:
-                assert b"application/problem+json" in top, name
-                assert json.loads(body)["status"] == status, name
+def test_every_refusal_is_a_problem(victim: Victim) -> None:
+    victim.check_refusals(CASES)
 
 
-@pytest.mark.parametrize("body", ["whole", "chunks"])
-def test_100_mb(collecting: Collecting, body: str) -> None:
-    before = resident(collecting.process.pid)
-    size = 100_000_000
-    block = b"x" * 1_000_000
-    request = event(block * 100) if body == "whole" else chunked(*[block] * 100)
-    assert len(request) > size
-    begin = time.monotonic()
-    found, _ = talk(port(collecting), request, seconds=20)
-    assert found in (["413"], [])  # the client is told, and let go before it has sent all of it
-    assert time.monotonic() - begin < 5
-    del request
-    with httpx.Client(base_url=collecting.url) as client:
-        answer = client.post(
-            "/v1/plain/events", content=block * 20,
-            headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"},
-        )  # fmt: skip
-        assert answer.status_code == 413
-        assert healthy(client)
-    assert resident(collecting.process.pid, "VmHWM") - before <= _MEMORY_MIB
+@pytest.mark.parametrize("chunked", [False, True])
+def test_100_mb(victim: Victim, chunked: bool) -> None:
+    victim.check_100_mb(chunked=chunked)
 
 
-SLOW = {
-    "headers": (b"POST /v1/plain/events HTTP/1.1\r\nX-A: ", b"x", _HEAD_SECONDS),
-    "headers, many": (b"POST /v1/plain/events HTTP/1.1\r\n", b"X-A: b\r\n", _HEAD_SECONDS),
-    "line feeds": (b"\r\n", b"\r\n", _HEAD_SECONDS),
-    "nothing at all": (b"", b"", _HEAD_SECONDS),
-    "body": (head(Content_Length="1000"), b" ", _BODY_SECONDS),
-    "chunks": (head("Transfer-Encoding: chunked", Content_Length=None), b"1\r\nx\r\n", _BODY_SECONDS),
-    "the second request": (ONE + b"POST /", b"x", _HEAD_SECONDS),
-}
+def test_20_mb_that_are_sent_to_the_end(victim: Victim) -> None:
+    before = resident(victim.pid)
+    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
+    with httpx.Client(base_url=victim.url) as client:
+        assert client.post(TARGET.path, content=b"x" * 20_000_000, headers=headers).status_code == 413
+    assert resident(victim.pid, "VmHWM") - before <= MEMORY_MIB
 
 
-def test_slow_ones_are_closed_while_others_are_served(collecting: Collecting) -> None:
-    found: dict[str, tuple[list[str], float]] = {}
-    threads = [
-        threading.Thread(
-            target=lambda name=name, case=case: found.update({name: drip(port(collecting), *case[:2], 0.2)})
-        )
-        for name, case in SLOW.items()
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    with httpx.Client(base_url=collecting.url) as client:
-        while any(thread.is_alive() for thread in threads):
-            assert healthy(client)
-            time.sleep(0.05)
-    for name, (_, _, seconds) in SLOW.items():
-        told, taken = found[name]
-        assert told[-1:] == ["408"], name
-        assert seconds - 0.5 < taken < seconds + 1, name
-    assert found["the second request"][0] == ["202", "408"]
+def test_slow_ones_are_closed_while_others_are_served(victim: Victim) -> None:
+    victim.check_slow()
 
 
-def test_too_many_connections(collecting: Collecting) -> None:
-    address = ("127.0.0.1", port(collecting))
-    time.sleep(1)
-    opened = [socket.create_connection(address) for _ in range(230)]
-    try:
-        time.sleep(0.2)
-        answer = opened[-1].recv(1000)
-        assert statuses(answer) == ["503"]
-        assert b"Retry-After: 1" in answer
-    finally:
-        for connection in opened:
-            connection.close()
-    deadline = time.monotonic() + 5
-    with httpx.Client(base_url=collecting.url) as client:
-        while not healthy(client):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+def test_too_many_connections(victim: Victim) -> None:
+    victim.check_connections()
 
 
-def test_a_client_that_takes_no_answer_is_let_go(collecting: Collecting) -> None:
-    descriptors = Path(f"/proc/{collecting.process.pid}/fd")
+def test_a_client_that_takes_no_answer_is_let_go(victim: Victim) -> None:
+    descriptors = Path(f"/proc/{victim.pid}/fd")
     time.sleep(1)
     before = len(list(descriptors.iterdir()))
-    with socket.create_connection(("127.0.0.1", port(collecting))) as connection:
+    with socket.create_connection(("127.0.0.1", victim.port)) as connection:
         lines = event(b"{}\n" * 9_999, Content_Type="application/x-ndjson")
         connection.sendall(lines * 8)  # some 10 MB of receipts
         time.sleep(1)
         assert len(list(descriptors.iterdir())) == before + 1
-        deadline = time.monotonic() + _BODY_SECONDS + 10
+        deadline = time.monotonic() + BODY_SECONDS + 10
         while len(list(descriptors.iterdir())) > before:
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.unit.http.hostile import Target, allowed, answers, drip, resident, statuses, talk
+from tests.unit.http.hostile import BODY_SECONDS, CONNECTIONS, Target, Victim
 
 from .conftest import FakeMlflow, mlflow_server, model_file
 from .predicting import API_KEY, HEADERS, Process
@@ -21,8 +18,6 @@ KINDS = {"x": "FP64", "n": "INT64"}
 TENSORS = json.dumps(
     {"inputs": [{"name": name, "shape": [1], "datatype": kind, "data": [1]} for name, kind in KINDS.items()]}
 ).encode()
-_HEAD_SECONDS, _BODY_SECONDS = 5, 3
-_MEMORY_MIB = 16
 TARGET = Target("/predict", GOOD, "200", API_KEY)
 V2 = Target("/v2/models/things/infer", TENSORS, "200", API_KEY)
 
@@ -117,23 +112,20 @@ def mlflow_here() -> Iterator[FakeMlflow]:
 
 
 @pytest.fixture(scope="module")
-def process(mlflow_here: FakeMlflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def victim(mlflow_here: FakeMlflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     process = Process(
         tmp_path_factory.mktemp("hostile"), mlflow_here.uri,
-        LEVADA_PREDICTOR__BODY_TIMEOUT=str(_BODY_SECONDS), LEVADA_PREDICTOR__MAX_CONNECTIONS="200",
+        LEVADA_PREDICTOR__BODY_TIMEOUT=str(BODY_SECONDS), LEVADA_PREDICTOR__MAX_CONNECTIONS=str(CONNECTIONS),
     )  # fmt: skip
+    victim = Victim(TARGET, process.port, process.process.pid, process.log)
     with httpx.Client(base_url=process.url) as client:
         for _ in range(200):
-            assert healthy(client)
+            assert victim.healthy(client)
         # What a large body needs once is kept by the allocator; it is no growth.
         large = b'{"inputs": [' + b",".join([b"[1.5,1,null]"] * 10_000) + b"]}"
         assert client.post("/predict", content=large, headers=HEADERS).status_code == 200
-    yield process
+    yield victim
     process.stop()
-
-
-def healthy(client: httpx.Client) -> bool:
-    return client.post("/predict", content=GOOD, headers=HEADERS).status_code == 200
 
 
 def test_there_are_enough_of_them() -> None:
@@ -141,90 +133,23 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.row(54, process=True)
-def test_every_case_is_answered_as_meant(process: Process) -> None:
-    wrong = {}
-    with httpx.Client(base_url=process.url) as client:
-        before = resident(process.process.pid)
-        for name, (request, expected) in CASES.items():
-            begin = time.monotonic()
-            found, raw = talk(process.port, request)
-            if tuple(found) not in allowed(expected) or time.monotonic() - begin > 3:
-                wrong[name] = (found, expected, time.monotonic() - begin, raw[:300])
-            assert healthy(client), name
-        grown = resident(process.process.pid, "VmHWM") - before
-    assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
-    print(f"{len(CASES)} cases, memory +{grown:.1f} MiB at most")
-    assert grown <= _MEMORY_MIB
-    assert "Traceback" not in process.log.read_text()
-    assert "failed" not in process.log.read_text()
+def test_every_case_is_answered_as_meant(victim: Victim) -> None:
+    victim.check_answers(CASES)
 
 
 @pytest.mark.row(51, process=True)
-def test_every_refusal_is_a_problem(process: Process) -> None:
-    for name, (request, _) in CASES.items():
-        if name == "HEAD":
-            continue
-        _, raw = talk(process.port, request)
-        for status, top, body in answers(raw):
-            if 400 <= status < 500:
-                assert b"application/problem+json" in top, name
-                assert json.loads(body)["status"] == status, name
+def test_every_refusal_is_a_problem(victim: Victim) -> None:
+    victim.check_refusals(CASES)
 
 
-@pytest.mark.parametrize("body", ["whole", "chunks"])
-def test_100_mb(process: Process, body: str) -> None:
-    before = resident(process.process.pid)
-    block = b"x" * 1_000_000
-    request = TARGET.post(block * 100) if body == "whole" else TARGET.chunked(*[block] * 100)
-    begin = time.monotonic()
-    found, _ = talk(process.port, request, seconds=20)
-    assert found in (["413"], [])  # the client is told, and let go before it has sent all of it
-    assert time.monotonic() - begin < 5
-    with httpx.Client(base_url=process.url) as client:
-        assert healthy(client)
-    assert resident(process.process.pid, "VmHWM") - before <= _MEMORY_MIB
+@pytest.mark.parametrize("chunked", [False, True])
+def test_100_mb(victim: Victim, chunked: bool) -> None:
+    victim.check_100_mb(chunked=chunked)
 
 
-SLOW = {
-    "headers": (b"POST /predict HTTP/1.1\r\nX-A: ", b"x", _HEAD_SECONDS),
-    "body": (TARGET.head(Content_Length="1000"), b" ", _BODY_SECONDS),
-    "the second request": (TARGET.one + b"POST /", b"x", _HEAD_SECONDS),
-}
+def test_slow_ones_are_closed_while_others_are_served(victim: Victim) -> None:
+    victim.check_slow()
 
 
-def test_slow_ones_are_closed_while_others_are_served(process: Process) -> None:
-    found: dict[str, tuple[list[str], float]] = {}
-    threads = [
-        threading.Thread(target=lambda name=name, case=case: found.update({name: drip(process.port, *case[:2], 0.2)}))
-        for name, case in SLOW.items()
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    with httpx.Client(base_url=process.url) as client:
-        while any(thread.is_alive() for thread in threads):
-            assert healthy(client)
-            time.sleep(0.05)
-    for name, (_, _, seconds) in SLOW.items():
-        told, taken = found[name]
-        assert told[-1:] == ["408"], name
-        assert seconds - 0.5 < taken < seconds + 1.5, name
-    assert found["the second request"][0] == ["200", "408"]
-
-
-def test_too_many_connections(process: Process) -> None:
-    address = ("127.0.0.1", process.port)
-    time.sleep(1)
-    opened = [socket.create_connection(address) for _ in range(230)]
-    try:
-        time.sleep(0.2)
-        answer = opened[-1].recv(1000)
-        assert statuses(answer) == ["503"]
-    finally:
-        for connection in opened:
-            connection.close()
-    deadline = time.monotonic() + 5
-    with httpx.Client(base_url=process.url) as client:
-        while not healthy(client):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+def test_too_many_connections(victim: Victim) -> None:
+    victim.check_connections()
