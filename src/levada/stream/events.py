@@ -67,6 +67,33 @@ class Decoded:
     ids: list[bytes]
     """The event id of each row."""
     letters: list[DeadLetter]
+    reached: dict[int, int]
+    """Partition → the offset behind its last message."""
+
+
+@dataclass(frozen=True)
+class _Origins:
+    """Where each of many messages comes from."""
+
+    partitions: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def of(messages: Sequence[Message]) -> _Origins:
+        count = len(messages)
+        return _Origins(
+            np.fromiter(map(Message.partition, messages), np.int32, count),
+            np.fromiter(map(Message.offset, messages), np.int64, count),
+        )
+
+    def at(self, places: NDArray[np.intp]) -> _Origins:
+        return _Origins(self.partitions[places], self.offsets[places])
+
+    def reached(self) -> dict[int, int]:
+        return {
+            partition: int(self.offsets[self.partitions == partition].max()) + 1
+            for partition in np.unique(self.partitions).tolist()
+        }
 
 
 class Decoder:
@@ -122,22 +149,22 @@ class Decoder:
 
     def decode(self, messages: Sequence[Message], now: datetime) -> Decoded:
         """Rows and letters of many messages at once."""
-        values = list(map(Message.value, messages))
-        parsed, refused = self._parsed(values)
-        kept = (
-            [message for message, struct in zip(messages, parsed, strict=True) if struct is not None]
-            if refused
-            else messages
-        )
-        structs = [struct for struct in parsed if struct is not None] if refused else parsed
-        rows, ids, good = self._columns(kept, structs, now)
+        parsed, refused = self._parsed(list(map(Message.value, messages)))
+        origins = _Origins.of(messages)
         letters: list[DeadLetter] = []
-        if not refused and good.all():
-            return Decoded(rows, ids, letters)
+        if not refused:
+            rows, ids, good = self._columns(messages, origins, parsed, now)
+            if good.all():
+                return Decoded(rows, ids, letters, origins.reached())
+            places = np.arange(len(messages))
+        else:
+            fast = np.ones(len(messages), np.bool_)
+            fast[refused] = False
+            places = np.flatnonzero(fast)
+            kept = [messages[place] for place in places.tolist()]
+            structs = [struct for struct in parsed if struct is not None]
+            rows, ids, good = self._columns(kept, origins.at(places), structs, now)
         # Some go the exact way; those that it accepts are put back in their places.
-        fast = np.ones(len(messages), np.bool_)
-        fast[refused] = False
-        places = np.flatnonzero(fast)
         ids = [event_id for event_id, is_good in zip(ids, good.tolist(), strict=True) if is_good]
         rows, places, again = rows.filter(pa.array(good)), places[good], places[~good]
         exact: list[tuple[int, Event]] = []
@@ -153,7 +180,7 @@ class Decoder:
             rows = rows.take(pa.array(order))
             ids += [found.id.encode() for _, found in exact]
             ids = [ids[place] for place in order.tolist()]
-        return Decoded(rows, ids, letters)
+        return Decoded(rows, ids, letters, origins.reached())
 
     def _place(self, message: Message) -> str:
         # Who produces without our headers has no event id; the place in the log names the event as well.
@@ -186,7 +213,7 @@ class Decoder:
                 return parsed, refused
 
     def _columns(
-        self, messages: Sequence[Message], structs: list[Any], now: datetime
+        self, messages: Sequence[Message], origins: _Origins, structs: list[Any], now: datetime
     ) -> tuple[pa.Table, list[bytes], NDArray[np.bool_]]:
         """Columns of all these messages, and which of them are events beyond doubt."""
         count = len(messages)
@@ -206,8 +233,7 @@ class Decoder:
             good &= _all_true(pc.or_(pc.is_null(columns[name]), pc.is_in(columns[name], value_set=allowed)))
         for rule in self._rules:
             good &= _all_true(vector.passes(rule, columns, count))
-        headers = [dict(message.headers() or ()) for message in messages]
-        given = [own.get("event-id") for own in headers]
+        given, stated = _stated(messages)
         ids = [own for own in given if own is not None]
         if len(ids) < count:
             ids = [
@@ -217,20 +243,20 @@ class Decoder:
         texts = _texts(ids)
         length = pc.utf8_length(texts)
         good &= _all_true(pc.fill_null(pc.and_(pc.greater(length, 0), pc.less_equal(length, MAX_EVENT_ID)), False))
-        times, in_bounds = self._times(messages, headers, columns, now)
+        times, in_bounds = self._times(messages, stated, columns, now)
         good &= in_bounds
         origin = {
             "_event_id": pc.fill_null(texts, ""),
             "_event_time": pc.fill_null(times, _YEARS[0]),
             "_ingested_at": pa.repeat(pa.scalar(now, _UTC), count),
             "_topic": pa.repeat(pa.scalar(messages[0].topic(), pa.string()), count),
-            "_partition": pa.array(list(map(Message.partition, messages)), pa.int32()),
-            "_offset": pa.array(list(map(Message.offset, messages)), pa.int64()),
+            "_partition": pa.array(origins.partitions),
+            "_offset": pa.array(origins.offsets),
         }
         return pa.Table.from_arrays([*columns.values(), *origin.values()], schema=self._schema), ids, good
 
     def _times(
-        self, messages: Sequence[Message], headers: list[dict[str, bytes]], columns: dict[str, Any], now: datetime
+        self, messages: Sequence[Message], stated: Sequence[bytes | None], columns: dict[str, Any], now: datetime
     ) -> tuple[Any, NDArray[np.bool_]]:
         """The time of each event, and whether it is one and lies within the bounds."""
         kind, milliseconds = zip(*map(Message.timestamp, messages), strict=True)
@@ -242,7 +268,6 @@ class Decoder:
         if self._pipeline.event_time is not None:
             times = columns[self._pipeline.event_time]
         else:
-            stated = [own.get("event-time") for own in headers]
             times = _timestamps(_texts(stated))
             if None in stated:
                 missing = pa.array([own is None for own in stated])
@@ -253,6 +278,25 @@ class Decoder:
             numbers >= arrival - self._horizon // _MICROSECOND
         )
         return times, in_bounds & _all_true(pc.is_valid(times))
+
+
+def _stated(messages: Sequence[Message]) -> tuple[Sequence[bytes | None], Sequence[bytes | None]]:
+    """The event id and the event time that the headers of each message state."""
+    headers = list(map(Message.headers, messages))
+    try:
+        # The collector's, which never differ: to compare four names is half of what a dict of them costs.
+        ours = [
+            (event_id, event_time)
+            for (a, event_id), (b, event_time), (c, _), (d, _) in headers
+            if a == "event-id" and b == "event-time" and c == "pipeline" and d == "schema"
+        ]
+    except (TypeError, ValueError):
+        ours = []
+    if len(ours) == len(headers):
+        event_ids, event_times = zip(*ours, strict=True)
+        return event_ids, event_times
+    named = [dict(own or ()) for own in headers]
+    return [own.get("event-id") for own in named], [own.get("event-time") for own in named]
 
 
 def to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

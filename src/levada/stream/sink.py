@@ -179,9 +179,8 @@ class Session:
         buffer.last = time.monotonic()
         if not buffer.reached:
             buffer.since = buffer.last
-        last = dict(zip(map(Message.partition, messages), map(Message.offset, messages), strict=True))
-        buffer.reached |= {partition: offset + 1 for partition, offset in last.items()}
         decoded = self._decoder.decode(messages, now)
+        buffer.reached |= decoded.reached
         for letter in decoded.letters:
             self._dead.send(letter, self._topic.id)
             buffer.rules.append(letter.rule)
