@@ -67,7 +67,7 @@ _PROPERTIES: Final = {
     "write.metadata.previous-versions-max": "20",
     "write.parquet.compression-codec": "zstd",
     # Ids and measures never repeat: the sooner the writer gives up its dictionary, the smaller and cheaper the file.
-    "write.parquet.dict-size-bytes": "65536",
+    "write.parquet.dict-size-bytes": "32768",
 }
 
 

@@ -69,6 +69,8 @@ class Decoded:
     letters: list[DeadLetter]
     reached: dict[int, int]
     """Partition → the offset behind its last message."""
+    size: int
+    """Bytes of all values."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +151,15 @@ class Decoder:
 
     def decode(self, messages: Sequence[Message], now: datetime) -> Decoded:
         """Rows and letters of many messages at once."""
-        parsed, refused = self._parsed(list(map(Message.value, messages)))
+        values = list(map(Message.value, messages))
+        size = sum(map(len, filter(None, values)))
+        parsed, refused = self._parsed(values)
         origins = _Origins.of(messages)
         letters: list[DeadLetter] = []
         if not refused:
             rows, ids, good = self._columns(messages, origins, parsed, now)
             if good.all():
-                return Decoded(rows, ids, letters, origins.reached())
+                return Decoded(rows, ids, letters, origins.reached(), size)
             places = np.arange(len(messages))
         else:
             fast = np.ones(len(messages), np.bool_)
@@ -180,7 +184,7 @@ class Decoder:
             rows = rows.take(pa.array(order))
             ids += [found.id.encode() for _, found in exact]
             ids = [ids[place] for place in order.tolist()]
-        return Decoded(rows, ids, letters, origins.reached())
+        return Decoded(rows, ids, letters, origins.reached(), size)
 
     def _place(self, message: Message) -> str:
         # Who produces without our headers has no event id; the place in the log names the event as well.

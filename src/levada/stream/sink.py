@@ -184,7 +184,7 @@ class Session:
         for letter in decoded.letters:
             self._dead.send(letter, self._topic.id)
             buffer.rules.append(letter.rule)
-        buffer.bytes += sum(map(len, messages))
+        buffer.bytes += decoded.size
         rows, new = decoded.rows, self._window.new(decoded.ids)
         buffer.duplicates += len(new) - int(new.sum())
         if not new.all():
