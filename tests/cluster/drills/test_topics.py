@@ -17,7 +17,8 @@ import json, sys
 from confluent_kafka.admin import AdminClient
 from levada.config import settings
 admin = AdminClient(settings().kafka.client())
-admin.delete_topics(sys.argv[1:])[sys.argv[1]].result(30)
+# A broker that has lost its controller's machine without a word asks it for 30 s more before it asks the next.
+admin.delete_topics(sys.argv[1:], request_timeout=90)[sys.argv[1]].result(90)
 print(json.dumps(sys.argv[1:]))
 """
 
