@@ -37,25 +37,27 @@ class Forwarding:
         """Have the process serve the table, started if it is not running; the API server's port."""
         self._folder.mkdir(parents=True, exist_ok=True)
         address = [str(self._plan.control_address), SECURE_PORT]
-        with self._changing() as table:
-            table |= {
-                "namespace": str(NAMESPACES / self._plan.control_namespace),
-                "api": {
-                    "address": address,
-                    "authority": str(credentials.authority.pair.certificate),
-                    "certificate": str(credentials.admin.certificate),
-                    "key": str(credentials.admin.key),
-                },
-            }
-            port = self._choose(table["routes"], {"address": address}, self._plan.api_port)
-        self._serve([port])
+        with self._locked():
+            with self._changing() as table:
+                table |= {
+                    "namespace": str(NAMESPACES / self._plan.control_namespace),
+                    "api": {
+                        "address": address,
+                        "authority": str(credentials.authority.pair.certificate),
+                        "certificate": str(credentials.admin.certificate),
+                        "key": str(credentials.admin.key),
+                    },
+                }
+                port = self._choose(table["routes"], {"address": address}, self._plan.api_port)
+            self._serve([port])
         return port
 
     def forward(self, namespace: str, service: str, port: int, preferred: int | None) -> int:
         """Port on 127.0.0.1 that leads to a Service; the same one each time it is asked for."""
-        with self._changing() as table:
-            local = self._choose(table["routes"], {"service": [namespace, service, port]}, preferred or port)
-        self._serve([local])
+        with self._locked():
+            with self._changing() as table:
+                local = self._choose(table["routes"], {"service": [namespace, service, port]}, preferred or port)
+            self._serve([local])
         return local
 
     def served(self, namespace: str, service: str, port: int) -> int | None:
@@ -85,16 +87,21 @@ class Forwarding:
         self._listening.unlink(missing_ok=True)
 
     @contextmanager
-    def _changing(self) -> Iterator[dict[str, Any]]:
-        """The table under a lock, written back whole if it changed."""
+    def _locked(self) -> Iterator[None]:
+        """One at a time, until the process listens: a port that it has just opened must not look like a stranger's."""
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            before = self._table.read_text() if self._table.exists() else '{"routes": {}}'
-            table = json.loads(before)
-            yield table
-            after = json.dumps(table, indent=2)
-            if after != before:
-                write(self._table, after.encode())
+            yield
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """The table, written back whole if it changed."""
+        before = self._table.read_text() if self._table.exists() else '{"routes": {}}'
+        table = json.loads(before)
+        yield table
+        after = json.dumps(table, indent=2)
+        if after != before:
+            write(self._table, after.encode())
 
     def _choose(self, routes: dict[str, Any], route: dict[str, Any], preferred: int) -> int:
         """The port that a route has, or a free one for it: the preferred one if possible."""
