@@ -34,7 +34,10 @@ def test_three_sinks_share_a_table(line: Line, tmp_path: Path) -> None:
     assert all(rows)
     assert sum(rows) == result.plan.total
     started_over = [
-        row for pod in new for row in line.kubectl("logs", pod, "--container=sink").splitlines() if "started over" in row
+        row
+        for pod in new
+        for row in line.kubectl("logs", pod, "--container=sink").splitlines()
+        if "started over" in row
     ]
     assert not together["levada_sink_fenced_total"] + together["levada_sink_failures_total"], started_over
 
