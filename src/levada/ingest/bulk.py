@@ -129,21 +129,22 @@ class Batch:
         """Check and produce the lines, and wait until each has its receipt."""
         while chunk := list(islice(lines, _CHUNK)):
             events = [self._check(raw) for _, raw in chunk]
-            halt = self._halt
-            if self._declared.seals and halt is None:
-                await self._seal(events)
-            receipts, sent = [], []
+            no_room = await self._seal(events) if self._declared.seals and self._halt is None else None
+            self._look_back()
+            receipts: list[dict[str, Any]] = []
+            sent: list[_Sent] = []
+            self._waiting.append((receipts, sent))
             for (number, _), event in zip(chunk, events, strict=True):
                 event_id = f"{self._key}-{number}"
                 receipt: dict[str, Any] = {"line": number, "status": 202, "event_id": event_id}
                 receipts.append(receipt)
-                refusal = event if isinstance(event, Problem) else halt
+                refusal = event if isinstance(event, Problem) else self._halt
                 if refusal is None and isinstance(event, Event):
                     envelope = self._declared.envelope(event, event_id)
                     sent.append((receipt, envelope, await self._produce(envelope)))
                 elif refusal is not None:
                     self._refuse(receipt, refusal)
-            self._waiting.append((receipts, sent))
+            self._halt = self._halt or no_room
             if len(self._waiting) > _AHEAD:
                 await self._take()
             await asyncio.sleep(0)
@@ -166,20 +167,27 @@ class Batch:
         except Problem as problem:
             return problem
 
-    async def _seal(self, events: list[Event | Problem]) -> None:
-        """Seal what there is room for; from the first for which there is none, all are refused."""
+    async def _seal(self, events: list[Event | Problem]) -> Problem | None:
+        """Seal what there is room for; from the first for which there is none, all are refused, and why."""
         sealing = [self._declared.seal(event) for event in events if isinstance(event, Event)]
         outcomes = iter(await asyncio.gather(*sealing, return_exceptions=True))
+        refusal: Problem | None = None
         for place, event in enumerate(events):
             if isinstance(event, Problem):
                 continue
             outcome = next(outcomes)
             if isinstance(outcome, Problem):
-                self._halt = self._halt or outcome
+                refusal = refusal or outcome
             elif outcome is not None:
                 raise outcome
-            if self._halt is not None:
-                events[place] = self._halt
+            if refusal is not None:
+                events[place] = refusal
+        return refusal
+
+    def _look_back(self) -> None:
+        """Begin no more lines if one that was begun will not be acknowledged: its retry would come behind them."""
+        if self._halt is None and any(_given_up(future) for _, sent in self._waiting for _, _, future in sent):
+            self._halt = unavailable("an earlier line was not acknowledged", retry_after=1)
 
     async def _produce(self, envelope: Envelope) -> asyncio.Future[Outcome]:
         """Hand a message over, as soon as the producer has room for it."""
@@ -188,9 +196,13 @@ class Batch:
             future = self._send(envelope)
             outcome = future.result() if future.done() else None
             full = isinstance(outcome, NotAcknowledged) and outcome.kind == "queue-full"
-            if not full or time.monotonic() > deadline:
-                return future
-            await asyncio.sleep(_QUEUE_FULL_SECONDS)
+            if full and time.monotonic() < deadline and self._halt is None:
+                await asyncio.sleep(_QUEUE_FULL_SECONDS)
+                self._look_back()
+                continue
+            if _given_up(future) and self._halt is None:
+                self._halt = unavailable("an earlier line was not acknowledged", retry_after=1)
+            return future
 
     async def _take(self) -> None:
         """Wait for the acknowledgements of the chunk that was sent first."""
@@ -213,3 +225,9 @@ class Batch:
         receipt.update(problem.receipt())
         if problem.retry_after is not None:
             self.retry_after = max(self.retry_after, problem.retry_after)
+
+
+def _given_up(future: asyncio.Future[Outcome]) -> bool:
+    """Whether Kafka has not acknowledged it, and might the next time."""
+    outcome = future.result() if future.done() else None
+    return isinstance(outcome, NotAcknowledged) and outcome.kind != "too-large"

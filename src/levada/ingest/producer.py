@@ -23,6 +23,7 @@ _SUSPECT_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 2.0
 _LOOK_AGAIN_SECONDS: Final = 0.3
 _GUARD_SECONDS: Final = 0.05
+_PAUSE_SECONDS: Final = 0.5
 _STALL_SECONDS: Final = 0.75
 _RENEW_SECONDS: Final = 1.0
 _STUCK_SECONDS: Final = 3.0
@@ -75,10 +76,14 @@ class AckProducer:
 
     Delivery reports arrive on a thread of their own and are handed to the loop in batches: one wake-up for all that
     came since the last, not one a request. After an error that ends librdkafka's client (as when its rights come later
-    than its password) that thread makes a new one; events in the old one are answered as not acknowledged.
+    than its password) a new one takes over; events in the old one are answered as not acknowledged.
 
     Kafka counts as unreachable when it does not list its topics, or acknowledges nothing while events wait. From then
     on events are refused at once, until it lists them again.
+
+    An event that is not acknowledged in time is answered so and stays in the client's queue. Were it taken out, one
+    that was sent after it could still land, and its retry would come behind that: per key, the first copies that land
+    are in the order in which they were sent.
     """
 
     def __init__(self, kafka: KafkaSettings, collector: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
@@ -86,8 +91,9 @@ class AckProducer:
         self._timeout = collector.delivery_timeout
         self._reports: list[tuple[Waiter, Outcome]] = []
         self._waiting: dict[Waiter, float] = {}  # in the order they were sent, with the time
+        self._overdue: dict[Waiter, float] = {}  # those that have their answer, and no report
         self._acknowledged = self._connected = 0.0
-        self._stuck: dict[tuple[str, int], float] = {}  # partitions of which events only time out, with since when
+        self._listing = math.inf  # since when Kafka has listed its topics whenever it was asked
         self._closing = threading.Event()
         self._suspect = asyncio.Event()
         self.topics: frozenset[str] = frozenset()
@@ -105,7 +111,6 @@ class AckProducer:
 
     def _connect(self) -> Producer:
         self._connected = time.monotonic()
-        self._stuck.clear()
         return Producer(
             {
                 **self._kafka.client(),
@@ -116,8 +121,7 @@ class AckProducer:
                 "linger.ms": 2,
                 # Room for the envelope: the limit for clients is on the body.
                 "message.max.bytes": self._collector.max_body_bytes + 65_536,
-                # Beyond this the client was told to retry, so there is no use in trying on.
-                "message.timeout.ms": int(self._timeout * 1000),
+                "message.timeout.ms": 0,  # none leaves the queue before those that were sent earlier
                 "queue.buffering.max.kbytes": _QUEUE_KBYTES,
                 # A link that was cut is used again soon after it heals, not when TCP feels like it.
                 "socket.timeout.ms": 3_000,
@@ -166,10 +170,12 @@ class AckProducer:
         try:
             listing = await asyncio.to_thread(self._producer.list_topics, timeout=patience)
         except KafkaException as error:
+            self._listing = math.inf
             if time.monotonic() - self._acknowledged > patience:
                 self._lost(error.args[0].str())
             return
         self.topics = frozenset(name for name, topic in listing.topics.items() if topic.error is None)
+        self._listing = min(self._listing, time.monotonic())
         if not self.reachable:
             log.info("Kafka answers", topics=len(self.topics))
         self.seen = self.reachable = True
@@ -203,49 +209,62 @@ class AckProducer:
 
     async def _guard(self) -> None:
         """Answer those for whom no report comes in time."""
-        stalled = 0
+        stalled, looked = 0, time.monotonic()
         while True:
             await asyncio.sleep(_GUARD_SECONDS)
             now = time.monotonic()
+            paused, looked = now - looked > _PAUSE_SECONDS, now
+            if paused:  # reports may be right behind
+                continue
             oldest = next(iter(self._waiting.values()), math.inf)
-            # Twice in a row, because after a pause of this process reports may be right behind this look.
+            # Twice in a row, because the loop may have been busy with one callback.
             # The first one of a new client also waits for the client's producer id.
             patience = _STALL_SECONDS if self._acknowledged > self._connected else self._timeout
             stalled = stalled + 1 if now - max(oldest, self._acknowledged) > patience else 0
             if stalled > 1:
                 self._lost("nothing is acknowledged")
                 self._suspect.set()
-            late = now - self._timeout - _STALL_SECONDS
-            overdue = [waiter for waiter, sent in self._waiting.items() if sent < late] if oldest < late else []
-            self._settle([(waiter, NotAcknowledged("failed", "no report in time")) for waiter in overdue])
+            late = now - self._timeout
+            if oldest < late:
+                self._give_up([waiter for waiter, sent in self._waiting.items() if sent < late], "no report in time")
+            self._look_for_stuck(now)
 
-    def _lost(self, why: str) -> None:
-        if self.reachable or not self.seen:
-            log.warning("Kafka does not answer", error=why)
-        self.reachable = False
-        failed = NotAcknowledged("failed", f"Kafka did not acknowledge the event: {why}")
-        self._settle([(waiter, failed) for waiter in self._waiting])
-
-    def _report(self, waiter: Waiter, error: KafkaError | None, message: Message) -> None:
-        outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
-        self._reports.append((waiter, outcome))
-        if error is None:
-            if self._stuck:
-                self._stuck.pop((message.topic(), message.partition()), None)
-        elif error.code() == KafkaError._MSG_TIMED_OUT and not self._fatal:
-            self._timed_out(message.topic(), message.partition())
-
-    def _timed_out(self, topic: str, partition: int) -> None:
+    def _look_for_stuck(self, now: float) -> None:
         """Have a new client take over where a partition takes nothing.
 
         librdkafka keeps to the leader it knows when a topic was made again, since the new one's leader epochs are lower
         than those it has seen; only a new client asks afresh.
         """
-        now = time.monotonic()
-        since = self._stuck.setdefault((topic, partition), now)
-        if now - max(since, self._connected + _RENEW_GAP_SECONDS) > _STUCK_SECONDS:
-            log.error("a partition takes nothing, a new client takes over", topic=topic, partition=partition)
-            self._fatal = True
+        sent = next(iter(self._overdue.values()), math.inf)
+        since = max(sent + self._timeout, self._listing, self._connected + _RENEW_GAP_SECONDS)
+        if now - since > _STUCK_SECONDS:
+            log.error("a partition takes nothing, a new client takes over", seconds=round(now - sent, 1))
+            self._renew()
+
+    def _renew(self) -> None:
+        """Have a new client take over; in the loop, so that nobody sends between the old one's end and its news."""
+        self._give_up(list(self._waiting), "the client was replaced")
+        self._overdue.clear()
+        _let_go(self._producer)
+        self._producer = self._connect()
+
+    def _lost(self, why: str) -> None:
+        if self.reachable or not self.seen:
+            log.warning("Kafka does not answer", error=why)
+        self.reachable = False
+        self._give_up(list(self._waiting), why)
+
+    def _give_up(self, waiters: list[Waiter], why: str) -> None:
+        """Answer waiters whose events may land yet."""
+        failed = NotAcknowledged("failed", f"Kafka did not acknowledge the event: {why}")
+        for waiter in waiters:
+            self._overdue[waiter] = self._waiting.pop(waiter)
+            if not waiter.done():  # else nobody waits any more
+                waiter.set_result(failed)
+
+    def _report(self, waiter: Waiter, error: KafkaError | None, message: Message) -> None:
+        outcome = Receipt(message.partition(), message.offset()) if error is None else _refused(error)
+        self._reports.append((waiter, outcome))
 
     def _poll(self) -> None:
         while not self._closing.is_set():
@@ -255,8 +274,7 @@ class AckProducer:
                 self._problem(error.args[0])
             if self._fatal:
                 self._fatal = False
-                _let_go(self._producer)
-                self._producer = self._connect()
+                self._loop.call_soon_threadsafe(self._renew)
                 self._closing.wait(_RENEW_SECONDS)  # what ended the last one may not be over yet
             if self._reports:
                 reports, self._reports = self._reports, []
@@ -265,9 +283,10 @@ class AckProducer:
     def _settle(self, reports: list[tuple[Waiter, Outcome]]) -> None:
         acknowledged = False
         for waiter, outcome in reports:
-            self._waiting.pop(waiter, None)
             acknowledged |= isinstance(outcome, Receipt)
-            if not waiter.done():  # else it took too long: the client has had its answer
+            if self._waiting.pop(waiter, None) is None:
+                self._overdue.pop(waiter, None)
+            elif not waiter.done():
                 waiter.set_result(outcome)
         if acknowledged:
             self._acknowledged = time.monotonic()

@@ -17,7 +17,6 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from levada.http.problem import Problem
-from levada.ingest import bulk
 from levada.ingest import collector as module
 from levada.ingest.admission import Declared, Envelope
 from levada.ingest.bulk import Batch, items_of, lines_of
@@ -130,6 +129,9 @@ def test_sealing_takes_what_there_is_room_for(client: httpx.Client, kafka: MockK
     assert len(kafka.messages("sealed")) == 32
 
 
+PLAIN = Declared(parse_pipeline({"fields": FIELDS}, "p"), None)
+
+
 def batch(outcomes: Iterator[Outcome]) -> Batch:
     """A batch whose outcomes are given, on a loop that runs."""
 
@@ -138,8 +140,7 @@ def batch(outcomes: Iterator[Outcome]) -> Batch:
         future.set_result(next(outcomes))
         return future
 
-    declared = Declared(parse_pipeline({"fields": FIELDS}, "p"), None)
-    return Batch(declared, "k", send, module._problem, max_line_bytes=1000, patience=0.1)
+    return Batch(PLAIN, "k", send, module._problem, max_line_bytes=1000, patience=0.1)
 
 
 def test_after_a_line_that_was_not_acknowledged_none_is_begun() -> None:
@@ -151,11 +152,33 @@ def test_after_a_line_that_was_not_acknowledged_none_is_begun() -> None:
 
     found = asyncio.run(run())
     statuses = [receipt["status"] for receipt in json.loads(found.answer())["receipts"]]
-    assert statuses[250] == 503
-    begun = statuses.index(503, 251)  # what was under way already
-    assert begun <= 250 + (bulk._AHEAD + 2) * bulk._CHUNK
-    assert statuses[begun:] == [503] * (3000 - begun)
+    assert statuses == [202] * 250 + [503] * 2750
     assert found.retry_after > 0
+
+
+def test_a_line_that_is_given_up_ends_what_is_begun_behind_it() -> None:
+    begun = 0
+
+    async def run() -> Batch:
+        loop = asyncio.get_running_loop()
+
+        def send(_: Envelope) -> asyncio.Future[Outcome]:
+            nonlocal begun
+            begun += 1
+            future: asyncio.Future[Outcome] = loop.create_future()
+            if begun == 10:
+                loop.call_soon(future.set_result, NotAcknowledged("failed", ""))
+            else:
+                future.set_result(Receipt(0, begun))
+            return future
+
+        found = Batch(PLAIN, "k", send, module._problem, max_line_bytes=1000, patience=0.1)
+        await found.deliver(iter([(number, line()) for number in range(1, 3001)]))
+        return found
+
+    found = asyncio.run(run())
+    assert begun == 200  # the chunk that was under way
+    assert found.statuses == {202: 199, 503: 2801}
 
 
 def test_a_full_queue_is_waited_for() -> None:

@@ -15,11 +15,11 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from levada.config import Settings
+from levada.config import Settings, required
 from levada.ingest import collector as module
 from levada.ingest.collector import Collector
 
-from .conftest import wait_until
+from .conftest import digest, wait_until
 from .kafka import MockKafka
 
 KEY = {"Authorization": "Bearer k-all"}
@@ -161,9 +161,33 @@ def test_an_unknown_topic_is_refused_and_not_made(client: httpx.Client, kafka: M
     assert count("no-topic", 503) >= 1
 
 
-def test_a_new_declaration_and_a_new_key_are_taken_up(
-    client: httpx.Client, settings: Settings, kafka: MockKafka
-) -> None:
+def test_keys_are_rotated_without_a_restart(client: httpx.Client, settings: Settings) -> None:
+    keys = required(settings.collector.api_keys_file, "keys")
+    before = keys.read_text()
+    new = {"Authorization": "Bearer k-new"}
+
+    def status(headers: dict[str, str]) -> int:
+        return client.post("/v1/plain/events", headers=headers, json=GOOD).status_code
+
+    assert (status(KEY), status(new)) == (202, 401)
+    try:
+        added = {**json.loads(before), "new": {"sha256": digest("k-new"), "pipelines": ["plain"]}}
+        keys.write_text(json.dumps(added))
+        wait_until(lambda: status(new) == 202)
+        assert status(KEY) == 202  # both hold until the old one is taken away
+        del added["all"]
+        keys.write_text(json.dumps(added))
+        wait_until(lambda: status(KEY) == 401)
+        assert status(new) == 202
+        keys.write_text("{")  # the last good ones stay
+        wait_until(lambda: REGISTRY.get_sample_value("levada_file_broken", {"file": keys.name}) == 1)
+        assert status(new) == 202
+    finally:
+        keys.write_text(before)
+        wait_until(lambda: status(KEY) == 202)
+
+
+def test_a_new_declaration_is_taken_up(client: httpx.Client, settings: Settings, kafka: MockKafka) -> None:
     kafka.make_topic("late")
     declaration = settings.pipelines / "late.json"
     declaration.write_text(json.dumps({"fields": {"n": {"type": "lng"}}}))
