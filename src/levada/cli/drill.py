@@ -63,12 +63,14 @@ def drill(
     raise typer.Exit(0 if result.good else 1)
 
 
-def audit(prefix: str, connections: int = 1, batches: int = 1, lines: int = 1) -> None:
+def audit(prefix: str, connections: int = 1, batches: int = 1, lines: int = 1, writers: int = 1) -> None:
     """Count the numbered events of a drill in the lake; run by `levada drill` in a sink's pod."""
     from levada import lake
     from levada.stream.audit import audit as count
 
     config = settings()
     declared = load_pipeline(config.pipelines, required(config.pipeline, "LEVADA_PIPELINE"))
-    found = count(lake.catalog(config), declared, prefix, connections, batches, lines)
+    found = count(
+        lake.catalog(config), declared, prefix, connections=connections, batches=batches, lines=lines, writers=writers
+    )
     typer.echo(json.dumps(found.as_json()))

@@ -76,7 +76,9 @@ class Plan:
     seed: int = 1
     connections: int = 4
     lines: int = 250
-    """Events in a batch, each of a writer of its own."""
+    """Events in a batch."""
+    writers: int = 50
+    """Writers of a connection, who take turns in its batches; a divisor of the lines."""
 
     @property
     def batches(self) -> int:
@@ -134,7 +136,7 @@ class Result:
     def render(self) -> str:
         """The ledger in a few lines of at most 80 columns."""
         plan, found = self.plan, self.audit
-        writers = plan.connections * plan.lines
+        writers = plan.connections * plan.writers
         answers = ", ".join(f"{count} × {answer}" for answer, count in self.ledger.answers.most_common())
         faults = ", ".join(f"{count} × {fault}" for fault, count in sorted(self.faults.items())) or "none"
         return "\n".join(
@@ -229,9 +231,15 @@ class Drill:
                 for batch in range(plan.batches):
                     while self._reached(self._gate.allowed(time.monotonic())) and not self._stop.wait(0.02):
                         pass
+                    turns = plan.lines // plan.writers
                     events = (
-                        {"writer": f"{self._prefix}{connection}-{line}", "number": batch, "note": _NOTE}
-                        for line in range(plan.lines)
+                        {
+                            "writer": f"{self._prefix}{connection}-{writer}",
+                            "number": batch * turns + turn,
+                            "note": _NOTE,
+                        }
+                        for turn in range(turns)
+                        for writer in range(plan.writers)
                     )
                     body = "\n".join(map(json.dumps, events)).encode()
                     self._send(client, url, f"{self._prefix}c{connection}-b{batch}", body)
@@ -323,7 +331,7 @@ class Drill:
     def _audit(self) -> dict[str, Any]:
         """Have a sink's pod count, since it is what can read the lake."""
         plan = self._plan
-        shape = [f"--connections={plan.connections}", f"--batches={plan.batches}", f"--lines={plan.lines}"]
+        shape = [f"--{name}={getattr(plan, name)}" for name in ("connections", "batches", "lines", "writers")]
         name = self._running("sink")["metadata"]["name"]
         found: dict[str, Any] = json.loads(
             self._target.kubectl(

@@ -1,14 +1,15 @@
 """Counting what numbered events became: rows, repeated rows, missing rows, and their order in each key.
 
-A drill numbers its events. Batch ``b`` of connection ``c`` has the idempotency key ``<prefix>c<c>-b<b>``, and each of
-its lines is the next event of a writer of its own; so an event id tells connection, batch and line, and whoever knows
-how many there were can say what is missing without a list.
+A drill numbers its events. Batch ``b`` of connection ``c`` has the idempotency key ``<prefix>c<c>-b<b>``, and its
+lines are the next events of the connection's writers, who take turns; so an event id tells connection, batch and line,
+and whoever knows how many there were can say what is missing without a list.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
@@ -42,10 +43,13 @@ class Audit:
         return asdict(self)
 
 
-def audit(catalog: SqlCatalog, pipeline: Pipeline, prefix: str, connections: int, batches: int, lines: int) -> Audit:
+def audit(
+    catalog: SqlCatalog, pipeline: Pipeline, prefix: str, *, connections: int, batches: int, lines: int, writers: int
+) -> Audit:
     """Count the events ``prefix`` of ``connections`` × ``batches`` × ``lines`` in the pipeline's table.
 
-    Lines count from 1, connections and batches from 0.
+    Lines count from 1, connections and batches from 0. Line ``n`` is of writer ``(n - 1) % writers`` of its connection;
+    ``lines`` is a multiple of ``writers``.
     """
     shape = (connections, lines, batches)
     offsets: NDArray[np.int64] = np.full(shape, _NOWHERE, np.int64)
@@ -74,17 +78,23 @@ def audit(catalog: SqlCatalog, pipeline: Pipeline, prefix: str, connections: int
         events=int(there.sum()),
         repeated=repeated,
         missing=len(gone),
-        disordered=_disordered(offsets, partitions),
+        disordered=_disordered(offsets, partitions, writers),
         first_missing=tuple(f"{prefix}c{c}-b{b} line {line + 1}" for c, line, b in gone[:10]),
     )
 
 
-def _disordered(offsets: NDArray[np.int64], partitions: NDArray[np.int32]) -> int:
-    """Events of a writer that do not follow the one before; missing ones are left out."""
+def _disordered(offsets: NDArray[np.int64], partitions: NDArray[np.int32], writers: int) -> int:
+    """Events of a writer that do not follow the one before; missing ones are left out.
+
+    Args:
+        offsets: shape (connection, line, batch); -1 where there is none.
+        partitions: the same of partitions.
+        writers: of a connection.
+    """
     wrong = 0
-    for of_writer, in_partition in zip(
-        offsets.reshape(-1, offsets.shape[-1]), partitions.reshape(-1, offsets.shape[-1]), strict=True
-    ):
+    for connection, writer in product(range(len(offsets)), range(writers)):
+        # A writer at a time, and not the whole in another order: a drill may be large, and a sink's pod is not.
+        of_writer, in_partition = (each[connection, writer::writers].T.ravel() for each in (offsets, partitions))
         there = of_writer != _NOWHERE
         wrong += int((np.diff(of_writer[there]) <= 0).sum())
         wrong += int((np.diff(in_partition[there]) != 0).sum())

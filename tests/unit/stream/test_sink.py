@@ -374,6 +374,8 @@ def test_the_sink_lives_through_an_outage(rig: Rig, monkeypatch: pytest.MonkeyPa
     assert sample("levada_sink_failures_total", pipeline=rig.pipeline.name, error="OSError") == 2
     assert sample("levada_sink_committed_offset", pipeline=rig.pipeline.name, partition="0") == 2
     assert sample("levada_lake_rows", pipeline=rig.pipeline.name) == 2
+    assert sample("levada_sink_commit_seconds_count", pipeline=rig.pipeline.name) >= 1
+    assert sample("levada_sink_freshness_seconds_count", pipeline=rig.pipeline.name) >= 1
 
 
 def test_a_replaced_topic_is_shown_until_it_is_accepted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
