@@ -96,8 +96,10 @@ Takes root and role.
 {{- if ne .role "broker" -}}
 {{- $_ := set $properties "controller.quorum.auto.join.enable" "true" -}}
 {{- end -}}
-{{- /* How long a broker may be silent before others lead its partitions: clients notice no longer than this. */ -}}
-{{- $_ := set $properties "broker.session.timeout.ms" "6000" -}}
+{{- /* How long a broker may be silent before others lead its partitions. If it was the controller too, this begins after
+      the election of the next one, some three seconds later. */ -}}
+{{- $_ := set $properties "broker.session.timeout.ms" "4000" -}}
+{{- $_ := set $properties "broker.heartbeat.interval.ms" "1000" -}}
 {{- /* On the first start brokers wait for a quorum, which waits for the last of its images. */ -}}
 {{- $_ := set $properties "initial.broker.registration.timeout.ms" "900000" -}}
 {{- end -}}
