@@ -345,7 +345,7 @@ def _plan_topics(admin: AdminClient, pipelines: Iterable[Pipeline], replicas: in
         if len(made.changes) + len(made.refused) == before:
             made.as_declared += 1
     made.kept += [
-        f"topic {name}: kept, no pipeline declares it; delete it by hand if its events are not needed"
+        f"topic {name}: not deleted, though no pipeline declares it; delete it by hand if its events are not needed"
         for name in _abandoned(set(listing.topics), set(wanted))
     ]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,11 +22,58 @@ from levada.config import settings
 producer, places = Producer(settings().kafka.client()), []
 def delivered(error, message):
     places.append(f"{message.partition()}/{message.offset()}")
-for value in sys.argv[3:]:
-    headers = [("event-id", sys.argv[2]), ("event-time", "2026-01-01T00:00:00Z")]
-    producer.produce(sys.argv[1], value.encode(), headers=headers, on_delivery=delivered)
+topic, event_id, event_time, value = sys.argv[1:]
+headers = [("event-id", event_id), ("event-time", event_time)]
+producer.produce(topic, value.encode(), headers=headers, on_delivery=delivered)
 producer.flush(30)
 print(json.dumps(places))
+"""
+
+
+RACKS = """
+import json
+from confluent_kafka.admin import AdminClient
+from levada.config import settings
+admin = AdminClient(settings().kafka.client())
+print(json.dumps([node.rack for node in admin.describe_cluster().result(30).nodes]))
+"""
+# Upkeep as it is hours later, on a table that somebody has pinned and beside which objects lie that nothing names.
+UPKEEP = """
+import json, time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from levada import lake
+from levada.config import settings
+from levada.pipeline import load_pipeline
+from levada.stream.maintain import maintain
+
+def stray(number):
+    with table.io.new_output(f"{table.location()}/data/stray-{number}.parquet").create() as file:
+        file.write(b"stray")
+
+def look(snapshot=None):
+    scan = catalog.load_table(pipeline.table).scan(snapshot_id=snapshot)
+    ids = sorted(scan.to_arrow()["_event_id"].to_pylist())
+    sizes = {}
+    for task in scan.plan_files():
+        sizes.setdefault(str(task.file.partition[0]), []).append(task.file.file_size_in_bytes)
+    return ids, sizes
+
+pipeline = load_pipeline(settings().pipelines, settings().pipeline)
+catalog = lake.catalog(settings())
+table = catalog.load_table(pipeline.table)
+pinned = table.current_snapshot().snapshot_id
+table.manage_snapshots().create_tag(pinned, f"pinned-{pinned}").commit()
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(stray, range(1200)))
+ids, before = look()
+first = maintain(catalog, pipeline, now=lambda: time.time() + 7 * 3600)
+report = maintain(catalog, pipeline, now=lambda: time.time() + 24 * 3600)
+now, after = look()
+print(json.dumps({
+    "waiting": first.waiting, "removed": report.removed, "before": before, "after": after, "rows": len(now),
+    "same": now == ids == look(pinned)[0],
+}))
 """
 
 
@@ -66,7 +116,8 @@ def test_review(line: Line) -> None:
 
 def test_dead_letters(line: Line) -> None:
     rows, event_id = settled(line), f"dead-{uuid.uuid4()}"
-    [place] = as_admin(line, PRODUCE, "drill", event_id, '{"writer": "w", "number": -5, "note": "by hand"}')
+    refused = '{"writer": "w", "number": -5, "note": "by hand"}'
+    [place] = as_admin(line, PRODUCE, "drill", event_id, "2026-01-01T00:00:00Z", refused)
     wait_for(lambda: event_id in levada(line, "dead", "list", "drill"), 60)
     listed = levada(line, "dead", "list", "drill", "--rule", "number >= 0")
     assert re.search(rf"{place} +{event_id} .*number: number >= 0", listed)
@@ -90,6 +141,10 @@ def test_topics(line: Line, tmp_path: Path) -> None:
         assert word in levada(line, "topics", "plan", *files, "--values", str(change), code=code)
 
 
+def test_brokers_know_their_zones(line: Line) -> None:
+    assert sorted(as_admin(line, RACKS)) == ["a", "b", "c"]
+
+
 @pytest.mark.row(23, part="the CronJob on the cluster")
 def test_upkeep(line: Line) -> None:
     rows, name = settled(line), f"upkeep-{uuid.uuid4().hex[:8]}"
@@ -97,3 +152,27 @@ def test_upkeep(line: Line) -> None:
     line.kubectl("wait", f"job/{name}", "--for=condition=Complete", "--timeout=120s", timeout=150)
     print(line.kubectl("logs", f"job/{name}"))
     assert settled(line) == rows
+
+
+def has_rows(line: Line, count: int) -> bool:
+    return line.rows("renewed") == count
+
+
+@pytest.mark.row(23, part="in an object store and its catalog")
+@pytest.mark.row(27)
+def test_upkeep_makes_many_small_files_few_and_sees_every_object(line: Line) -> None:
+    rows = settled(line, "renewed")
+    ago = (datetime.now(UTC) - timedelta(hours=3)).isoformat()
+    for number in range(6):
+        as_admin(line, PRODUCE, "renewed", str(uuid.uuid4()), ago, '{"writer": "w", "number": 1, "note": "small"}')
+        wait_for(partial(has_rows, line, rows + number + 1), 60)
+    sink = "deployment/" + line.target.name("sink-renewed")
+    said = line.exec(sink, "python3", "-c", UPKEEP, container="sink", timeout=300)
+    found = json.loads(said.splitlines()[-1])  # upkeep has logged before
+    print(found)
+    assert max(len(sizes) for sizes in found["before"].values()) >= 6
+    for sizes in found["after"].values():
+        assert len(sizes) <= math.ceil(sum(sizes) / 2**26) + 1
+    assert found["same"]
+    assert found["waiting"] >= 1200
+    assert found["removed"] >= 1200
