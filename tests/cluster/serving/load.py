@@ -1,0 +1,162 @@
+"""An outside client that asks for predictions without pause and tells what came of every request.
+
+``python -m tests.cluster.serving.load PORT CONNECTIONS REQUESTS PAUSE``, the request on standard input: asks until
+SIGTERM, each connection PAUSE seconds after an answer; says so once it has asked REQUESTS times, and in the end what
+came of all, as JSON. A request whose connection is refused or breaks is sent once more, on a new connection, as any
+HTTP client may do it; what fails then has failed. It ends by itself after half an hour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from subprocess import PIPE, Popen
+from typing import Final
+
+import uvloop
+
+_PATIENCE_SECONDS: Final = 30.0
+_LONGEST_SECONDS: Final = 1800.0
+_VERSION: Final = b"levada-model-version: "
+
+
+@dataclass
+class Answers:
+    """What became of all requests."""
+
+    requests: int = 0
+    again: int = 0
+    """Requests that were sent a second time."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    versions: Counter[str] = field(default_factory=Counter)
+    first: dict[str, float] = field(default_factory=dict)
+    """Version → when it first answered, in seconds since 1970."""
+    last: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    longest: float = 0.0
+
+    def note(self, head: bytes, begin: float) -> None:
+        """Count one answer."""
+        self.requests += 1
+        self.statuses[head[9:12].decode()] += 1
+        _, _, rest = head.partition(_VERSION)
+        version, now = rest.partition(b"\r\n")[0].decode(), time.time()
+        self.versions[version] += 1
+        self.first.setdefault(version, now)
+        self.last[version] = now
+        self.longest = max(self.longest, time.monotonic() - begin)
+
+
+class Client:
+    """One connection, which is opened again when it has ended."""
+
+    def __init__(self, port: int, request: bytes, answers: Answers) -> None:
+        self._port, self._request, self._answers = port, request, answers
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self) -> None:
+        begin = time.monotonic()
+        for attempt in (1, 2):
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    self._answers.note(await self._attempt(), begin)
+                return
+            except (OSError, EOFError, TimeoutError) as error:
+                self.close()
+                if attempt == 2 or isinstance(error, TimeoutError):
+                    self._answers.requests += 1
+                    self._answers.failed.append(f"{time.time():.1f} {error!r}")
+                    return
+                self._answers.again += 1
+
+    async def _attempt(self) -> bytes:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(self._request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
+        if b"connection: close" in head.lower():
+            self.close()
+        return head
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def main(port: int, connections: int, requests: int, pause: float, request: bytes) -> Answers:
+    answers, stop = Answers(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.call_later(_LONGEST_SECONDS, stop.set)
+
+    async def client() -> None:
+        one = Client(port, request, answers)
+        while not stop.is_set():
+            await one.ask()
+            if answers.requests == requests:
+                print(flush=True)
+            if pause:
+                await asyncio.sleep(pause)
+        one.close()
+
+    await asyncio.gather(*(client() for _ in range(connections)))
+    return answers
+
+
+class Load:
+    """A client that asks, in a process of its own."""
+
+    def __init__(self, command: list[str], request: str) -> None:
+        self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(request)
+        self._process.stdin.close()
+
+    def stop(self) -> Answers:
+        """No more requests once there were as many as wanted; what came of them."""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "\n"
+        self._process.terminate()
+        told = json.loads(self._process.stdout.readline())
+        return Answers(**told | {name: Counter(told[name]) for name in ("statuses", "versions")})
+
+    def kill(self) -> None:
+        """Stop at once."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def load(
+    url: str, key: str, instance: Mapping[str, float], *, requests: int, connections: int = 8, pause: float = 0
+) -> Iterator[Load]:
+    """Ask a predictor while the block runs."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"instances": [instance]})
+    request = (
+        f"POST /predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+    client = Load([sys.executable, "-m", __name__, port, str(connections), str(requests), str(pause)], request)
+    try:
+        yield client
+    finally:
+        client.kill()
+
+
+if __name__ == "__main__":
+    port, connections, requests = map(int, sys.argv[1:4])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(main(port, connections, requests, float(sys.argv[4]), sys.stdin.buffer.read()))
+    print(json.dumps(asdict(found)))
