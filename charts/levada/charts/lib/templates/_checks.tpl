@@ -23,6 +23,14 @@ The rooms' values may be missing: Helm takes them away with a room that is switc
 {{- if not $kafka.bootstrap }}
 global.kafka.bootstrap is empty: an external Kafka needs its addresses, host:port,host:port
 {{- end -}}
+{{- $serving := .Values.serving | default dict -}}
+{{- $logs := false -}}
+{{- range include "lib.pipelines" . | fromYaml -}}
+{{- if include "lib.logs" . }}{{ $logs = true }}{{ end -}}
+{{- end -}}
+{{- if and $logs $serving.enabled ($serving.predictor | default dict).enabled (not $kafka.users.predictor.existingSecret) }}
+global.kafka.users.predictor.existingSecret is empty: an external Kafka needs a Secret with username and password there for the predictions that are logged, or set serving.logged: 0 for each pipeline with a model
+{{- end -}}
 {{- range $user, $used := dict "admin" $topics "collector" (or $collects $topics) "sink" (or $sinks $topics) "metrics" $topics -}}
 {{- if and $used (not (get $kafka.users $user).existingSecret) }}
 global.kafka.users.{{ $user }}.existingSecret is empty: an external Kafka needs a Secret with username and password there
