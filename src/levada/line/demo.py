@@ -235,7 +235,7 @@ def _version(predictor: Endpoint) -> str:
 
 
 def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:
-    """Committed offset by partition and rows in the table, as the pipeline's sinks tell."""
+    """Committed offset by partition and rows in the table of events, as the pipeline's sinks tell."""
     pods = target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
     committed: dict[int, int] = {}
     rows = 0
@@ -244,6 +244,8 @@ def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:
             continue
         for family in text_string_to_metric_families(target.pod_metrics(pod["metadata"]["name"])):
             for sample in family.samples:
+                if sample.labels.get("pipeline") != pipeline:  # the predictions'
+                    continue
                 if sample.name == "levada_sink_committed_offset":
                     committed[int(sample.labels["partition"])] = int(sample.value)
                 elif sample.name == "levada_lake_rows":

@@ -25,13 +25,12 @@ global.kafka.bootstrap is empty: an external Kafka needs its addresses, host:por
 {{- end -}}
 {{- $serving := .Values.serving | default dict -}}
 {{- $logs := false -}}
+{{- if and $serving.enabled ($serving.predictor | default dict).enabled -}}
 {{- range include "lib.pipelines" . | fromYaml -}}
 {{- if include "lib.logs" . }}{{ $logs = true }}{{ end -}}
 {{- end -}}
-{{- if and $logs $serving.enabled ($serving.predictor | default dict).enabled (not $kafka.users.predictor.existingSecret) }}
-global.kafka.users.predictor.existingSecret is empty: an external Kafka needs a Secret with username and password there for the predictions that are logged, or set serving.logged: 0 for each pipeline with a model
 {{- end -}}
-{{- range $user, $used := dict "admin" $topics "collector" (or $collects $topics) "sink" (or $sinks $topics) "metrics" $topics -}}
+{{- range $user, $used := dict "admin" $topics "collector" (or $collects $topics) "sink" (or $sinks $topics) "metrics" $topics "predictor" $logs -}}
 {{- if and $used (not (get $kafka.users $user).existingSecret) }}
 global.kafka.users.{{ $user }}.existingSecret is empty: an external Kafka needs a Secret with username and password there
 {{- end -}}
