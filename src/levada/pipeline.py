@@ -35,6 +35,8 @@ MODEL_VERSION: Final = "model_version"
 """Column of a logged prediction: the version that said it."""
 MODEL_SCORE: Final = "model_score"
 """Column of a logged prediction: the probability that the version gave to the class it said."""
+SHADOW: Final = "/shadow"
+"""What follows the id of a logged prediction in the id of what a challenger in shadow said to the same."""
 _PREDICTIONS: Final = ".predictions"
 
 

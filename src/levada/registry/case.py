@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -106,8 +106,8 @@ def assemble(
         names = [name for name in pipeline.features if name in champion.baseline.columns]
         found = checks.check(
             gate.drift,
-            {name: _only(rows, names) for name, rows in windows.items()},
-            _only(champion.baseline, names),
+            {name: only(rows, names) for name, rows in windows.items()},
+            only(champion.baseline, names),
             theirs,
             {name: ask(rows) for name, rows in windows.items() if len(rows)} if ask is not None else None,
             regression=gate.regression,
@@ -121,7 +121,8 @@ def assemble(
     return Evidence(case, frozen, training, held_out, champion.baseline, windows)
 
 
-def _only(rows: Dataset, names: list[str]) -> Dataset:
+def only(rows: Dataset, names: Sequence[str]) -> Dataset:
+    """Rows with these features alone."""
     features = tuple(feature for feature in rows.features if feature.name in names)
     return Dataset(features, rows.label, {f.name: rows.columns[f.name] for f in features}, rows.labels)
 
@@ -144,7 +145,7 @@ def gather(
     if champion is None:
         split = sides(rows, pipeline)
         return model, assemble(pipeline, split, None, lambda asked: Answers.of(model, asked), None)
-    files = _Files(client, key, pipeline, champion)
+    files = Files(client, key, pipeline, champion)
     split = sides(rows, pipeline, files.frozen.rows if files.frozen is not None else None)
     if files.frozen is not None and version.tags.get(FROZEN_TAG) != files.frozen.sha256:
         _refuse_overlap(pipeline, version, rows, files.frozen.rows)
@@ -175,7 +176,7 @@ def _refuse_overlap(pipeline: Pipeline, version: Any, rows: pa.Table, frozen: Da
         )
 
 
-class _Files:
+class Files:
     """What lies beside the champion, each file only if its digest is the one in the champion's signed report."""
 
     def __init__(self, client: MlflowClient, key: bytes, pipeline: Pipeline, version: Any) -> None:
@@ -185,12 +186,17 @@ class _Files:
         self.baseline: Dataset | None = None
         if self.record.report_sha256 is None:
             return
-        report = json.loads(self._file(REPORT_FILE, self.record.report_sha256))
+        report = json.loads(self.read(REPORT_FILE, self.record.report_sha256))
         fields, label = judged_fields(pipeline), declared_model(pipeline).label
-        self.frozen = Frozen.read(self._file(FROZEN_FILE, report["files"][FROZEN_FILE]), fields, label)
-        self.baseline = Frozen.read(self._file(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label).rows
+        self.frozen = Frozen.read(self.read(FROZEN_FILE, report["files"][FROZEN_FILE]), fields, label)
+        self.baseline = Frozen.read(self.read(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label).rows
 
-    def _file(self, path: str, digest: str) -> bytes:
+    def read(self, path: str, digest: str) -> bytes:
+        """One file, if it is the one with this digest.
+
+        Raises:
+            TrainingError: it is another.
+        """
         raw = tracking.download(self._client, self._version.run_id, path)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise TrainingError(
@@ -202,7 +208,7 @@ class _Files:
     def model(self, challenger: OnnxModel) -> tuple[OnnxModel | None, str]:
         """The serving model, or why it cannot be asked what the challenger is asked."""
         try:
-            model = OnnxModel(self._file(MODEL_FILE, self.record.onnx_sha256))
+            model = OnnxModel(self.read(MODEL_FILE, self.record.onnx_sha256))
         except (ScoringError, TrainingError) as error:
             return None, str(error)
         if model.meta.label != challenger.meta.label:

@@ -24,7 +24,7 @@ from prometheus_client import Counter
 from levada.config import KafkaSettings
 from levada.event import MAX_EVENT_ID, SCHEMA_VERSION
 from levada.http.request import MAX_BATCH_KEY, event_key_of
-from levada.pipeline import MODEL_SCORE, MODEL_VERSION, Pipeline
+from levada.pipeline import MODEL_SCORE, MODEL_VERSION, SHADOW, Pipeline
 from levada.serving.direct import Asked
 from levada.serving.forms import Row
 from levada.serving.loaded import Loaded, Outcomes, Scores
@@ -32,8 +32,6 @@ from levada.serving.loaded import Loaded, Outcomes, Scores
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
-SHADOW: Final = "/shadow"
-"""What follows the id of a prediction in the id of what the challenger said to the same."""
 _MAX_ROWS: Final = 20_000
 _CHUNK: Final = 100
 """Rows that are written at once, in about half a millisecond, for which answers may have to wait."""
