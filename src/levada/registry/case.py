@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from levada import evidence
 from levada.evidence import MODEL_FILE, SNAPSHOT_TAG
-from levada.registry import checks, data, tracking
+from levada.pipeline import MODEL_VERSION
+from levada.registry import answered, checks, data, tracking
 from levada.registry.compare import Answers
 from levada.registry.data import declared_model, judged_fields
 from levada.registry.dataset import Dataset, Sides, newer_than, sides
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
 
     from levada.pipeline import Pipeline
     from levada.registry.checks import Window
+    from levada.watched import Shadowed
 
 REPORT_FILE: Final = "gate/report.json"
 BASELINE_FILE: Final = "gate/training.parquet"
 BASELINE_ROWS: Final = 10_000
 """Training rows kept beside a version for later comparisons, evenly drawn; a distribution needs no more."""
+_TIMED: Final = 100
 
 Ask = Callable[[Dataset], Answers]
 
@@ -67,6 +71,10 @@ class Evidence:
     """The rows of its snapshot that it was not trained on."""
     baseline: Dataset | None = None
     windows: dict[Window, Dataset] = field(default_factory=dict)
+    shadow: Shadowed | None = None
+    """What the challenger said in shadow, if it was asked."""
+    latency: dict[str, float] = field(default_factory=dict)
+    """Version → seconds that it takes for one row."""
 
 
 def assemble(
@@ -158,7 +166,32 @@ def gather(
         files.baseline,
         newer_than(split, known),
     )
-    return model, assemble(pipeline, split, files.frozen, lambda asked: Answers.of(model, asked), standing)
+    found = assemble(pipeline, split, files.frozen, lambda asked: Answers.of(model, asked), standing)
+    both = {str(version.version): model, **({standing.version: serving} if serving is not None else {})}
+    return model, replace(
+        found,
+        shadow=_shadow(catalog, pipeline, standing.version, str(version.version)),
+        latency={number: latency(each, found.frozen.rows) for number, each in both.items()},
+    )
+
+
+def _shadow(catalog: Catalog, pipeline: Pipeline, champion: str, challenger: str) -> Shadowed | None:
+    rows = answered.read(catalog, pipeline)
+    if rows is None or challenger not in rows[MODEL_VERSION].unique().to_pylist():
+        return None
+    own = answered.of_version(rows, champion, declared_model(pipeline).watch.window)
+    return answered.shadowed(pipeline, rows, champion, challenger, answered.labelled(catalog, pipeline, own))
+
+
+def latency(model: OnnxModel, rows: Dataset) -> float:
+    """Seconds that a model takes for one row: the median of as many runs as there are rows, at most a hundred."""
+    taken = []
+    for place in range(min(len(rows), _TIMED)):
+        one = rows.take(np.array([place])).columns
+        begin = time.perf_counter()
+        model.scores(one)
+        taken.append(time.perf_counter() - begin)
+    return float(np.median(taken))
 
 
 def _refuse_overlap(pipeline: Pipeline, version: Any, rows: pa.Table, frozen: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ from pyiceberg.catalog.sql import SqlCatalog
 from levada import lake
 from levada.config import Settings
 from levada.pipeline import Pipeline
+from levada.registry import tracking
 from levada.registry.errors import NotEnoughData
-from levada.registry.promote import promote
+from levada.registry.promote import Approval, promote
 from levada.registry.train import train
 from levada.registry.watch import watch
 from levada.scoring import OnnxModel
@@ -34,8 +36,6 @@ def served(
     settings: Settings, client: MlflowClient, iris: Pipeline, rows: Rows, post: Post
 ) -> Callable[[Rows, str], list[str]]:
     """A champion, version 1; what it says to rows is logged. Gives the ids."""
-    from levada.registry import tracking
-
     post(iris, rows)
     train(settings, iris, "a")
     assert promote(settings, iris, "a").outcome == "promoted"
@@ -196,3 +196,24 @@ def test_the_newest_rows_are_read_by_whole_files(catalog: SqlCatalog, iris: Pipe
     assert found.column_names == ["species", "_event_id"]
     assert {text[0] for text in found["_event_id"].to_pylist()} == {"3", "4"}
     assert len(lake.newest(table, 1000, ["species"])) == 50
+
+
+def test_what_was_said_in_shadow_is_in_the_report_of_its_approval(
+    settings: Settings, client: MlflowClient, iris: Pipeline, rows: Rows, post: Post, served: Serving
+) -> None:
+    asked = some(rows, 60)
+    ids = served(asked, "p")
+    post(iris, [{**row, "petal_length": row["petal_length"] + 3} for row in some(rows, 150)])
+    train(settings, iris, "b")
+    assert promote(settings, iris, "b").outcome == "needs approval"
+    run = client.get_model_version("iris", "2").run_id
+    assert json.loads(tracking.download(client, run, "gate/report.json"))["shadow"] is None
+    served(asked, "p", version="2", suffix="/shadow", lies=15)
+    post(iris, asked[:30], ids[:30])
+    assert promote(settings, iris, "b", Approval("ada", "a new scale")).outcome == "promoted"
+    report = json.loads(tracking.download(client, run, "gate/report.json"))
+    assert (report["shadow"]["rows"], report["shadow"]["agreement"], report["shadow"]["labelled"]) == (60, 0.75, 30)
+    assert report["latency"].keys() == {"1", "2"}
+    assert all(0 < taken < 0.1 for taken in report["latency"].values())
+    page = tracking.download(client, run, "gate/report.html").decode()
+    assert "to 75.0% of 60 rows" in page
