@@ -50,7 +50,7 @@ class Predictor:
         max_body_bytes: int,
         *,
         keys: Callable[[], ApiKeys] | None = None,
-        name: Name = lambda *_: b"",
+        name: Name | None = None,
         mirror: Mirror = lambda *_: None,
     ) -> None:
         """Answer for one pipeline.
@@ -61,13 +61,14 @@ class Predictor:
             ready: whether the pod takes requests.
             max_body_bytes: a larger body is refused.
             keys: gives the API keys; without them nobody is asked for one.
-            name: names requests whose predictions are kept.
+            name: names requests whose predictions are kept; without it none are.
             mirror: is shown what was answered.
         """
         self._pipeline = pipeline
         self._champion = champion
         self._keys = keys
-        self._name = name
+        self._kept = name is not None
+        self._name = name or (lambda *_: b"")
         self._mirror = mirror
         self._counts = Counts(pipeline.name)
         self._max_body_bytes = max_body_bytes
@@ -81,7 +82,7 @@ class Predictor:
             b"/predict?probabilities=true": lambda model, body: (model.form.plain(body), Loaded.write_with_scores),
             f"/v2/models/{pipeline.name}/infer".encode(): v2.read,
         }
-        self._direct = Direct(champion, self._admit, reads, self._counts, name, mirror)
+        self._direct = Direct(champion, self._admit, reads, self._counts, self._name, mirror)
         self.draining = False
         """While true, clients are told to close their connections."""
 
@@ -136,7 +137,7 @@ class Predictor:
         # FastAPI takes longer to load than all else here together, and many predictors are never asked by it.
         from levada.serving.admin import admin
 
-        return admin(self._pipeline, self._champion, self._ready, secured=self._keys is not None)
+        return admin(self._pipeline, self._champion, self._ready, secured=self._keys is not None, kept=self._kept)
 
     def _admit(self, given: Headers, *, host: bool = True) -> dict[bytes, bytes]:
         """The headers of a request that may be answered."""

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Producer
 
 _MAX_ROWS: Final = 20_000
-_CHUNK: Final = 100
-"""Rows that are written at once, in about half a millisecond, for which answers may have to wait."""
+_CHUNK: Final = 50
+"""Rows that are written at once, in some tenths of a millisecond, for which answers may have to wait."""
 _PAUSE_SECONDS: Final = 0.05
 _REST: Final = 9
 """Seconds of rest for each second of work, at least."""

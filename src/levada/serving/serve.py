@@ -53,7 +53,7 @@ def serve(settings: Settings, pipeline: Pipeline) -> None:
         lambda: watcher.ready,
         chosen.max_body_bytes,
         keys=(lambda: keys.value) if keys is not None else None,
-        name=kept.name if kept is not None else lambda *_: b"",
+        name=kept.name if kept is not None else None,
         mirror=mirror,
     )
 

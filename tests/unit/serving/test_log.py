@@ -208,6 +208,9 @@ def test_the_answer_tells_the_id(broker: MockKafka, pipeline: Any, size: int) ->
     status, refusal, headers = running.ask(body, Idempotency_Key="not one")
     assert (status, refusal["errors"][0]["field"]) == (400, "Idempotency-Key")
     assert "levada-event-id" not in headers
+    described = running.ask(None, "/openapi.json", "GET")[1]["paths"]["/predict"]["post"]
+    assert [each["name"] for each in described["parameters"]] == ["probabilities", "Idempotency-Key"]
+    assert "levada-event-id" in described["responses"]["200"]["headers"]
     running.close()
     assert sum(len(item[2]) for item in log._queue) == 2 * size
 
@@ -216,6 +219,7 @@ def test_without_a_log_no_id_is_told(pipeline: Any) -> None:
     running = Running(pipeline)
     running.champion = loaded(model_file(), "1")
     status, _, headers = running.ask({"instances": [ROW]}, Idempotency_Key="any thing")
+    assert "Idempotency-Key" not in json.dumps(running.ask(None, "/openapi.json", "GET")[1])
     running.close()
     assert (status, headers.get("levada-event-id")) == (200, None)
 
