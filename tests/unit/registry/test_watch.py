@@ -66,6 +66,12 @@ def some(rows: Rows, count: int) -> Rows:
     return [rows[place] for place in CHANCE.integers(0, len(rows), count)]
 
 
+def turned(rows: Rows) -> Rows:
+    """The same flowers under other names."""
+    other = {"setosa": "versicolor", "versicolor": "virginica", "virginica": "setosa"}
+    return [{**row, "species": other[row["species"]]} for row in rows]
+
+
 @pytest.mark.row(55, part="drift and quality of a model")
 def test_quality_is_that_of_predictions_whose_label_came(
     settings: Settings, client: MlflowClient, iris: Pipeline, rows: Rows, post: Post, served: Serving
@@ -73,7 +79,7 @@ def test_quality_is_that_of_predictions_whose_label_came(
     asked = some(rows, 200)
     ids = served(asked, "p")
     post(iris, asked[:120], ids[:120])
-    post(iris, [{**asked[0], "species": "virginica"}], ids[:1])  # a second label for one is not counted
+    post(iris, turned(asked[:120]), ids[:120])  # a second label is not counted
     found, waits = watch(settings, iris)
     assert (found.rows, found.labelled, found.metric, found.alarms, waits) == (200, 120, "accuracy", (), "")
     assert found.value is not None
@@ -105,8 +111,7 @@ def test_labels_that_contradict_the_champion_raise_the_alarm(
     settings: Settings, iris: Pipeline, rows: Rows, post: Post, served: Serving
 ) -> None:
     asked = some(rows, 150)
-    turned = {"setosa": "versicolor", "versicolor": "virginica", "virginica": "setosa"}
-    post(iris, [{**row, "species": turned[row["species"]]} for row in asked], served(asked, "p"))
+    post(iris, turned(asked), served(asked, "p"))
     found, _ = watch(settings, iris)
     assert found.value is not None
     assert found.value < 0.1
@@ -143,6 +148,8 @@ def test_the_newest_predictions_of_the_champion_alone_are_looked_at(
     served(some(rows, 5), "few", version="1")
     few = redeclared(iris, watch={"window": 60})
     served(some(rows, 60), "newest")
+    served(moved[:40], "another", version="7")
+    served(moved[:40], "before", suffix="/shadow")  # from when it was a challenger itself
     found, _ = watch(settings, few)
     assert (found.rows, found.alarms) == (60, ())
 
