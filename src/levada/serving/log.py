@@ -42,6 +42,7 @@ _QUEUE_KBYTES: Final = 16_384
 _TIMEOUT_SECONDS: Final = 30
 _FLUSH_SECONDS: Final = 8.0
 _NOTE_SECONDS: Final = 60.0
+_AGAIN_SECONDS: Final = 1.0
 
 LOGGED: Final = Counter("levada_prediction_log_rows_total", "Predictions handed to Kafka", ["name"])
 DROPPED: Final = Counter(
@@ -127,8 +128,13 @@ class PredictionLog:
 
     def _work(self, stop: threading.Event) -> None:
         """Hand over all that waits, with rests."""
-        if self._producer is None or self._lost:
-            self._producer = self._connect()
+        try:
+            if self._producer is None or self._lost:
+                self._producer = self._connect()
+        except Exception as error:  # as while its password is not there yet; what waits goes on waiting
+            self._note(error)
+            stop.wait(_AGAIN_SECONDS)
+            return
         begin, written = time.thread_time(), 0
         for event_id, moment, value in self._messages():
             self._send(event_id, moment, value)
@@ -210,6 +216,9 @@ class PredictionLog:
 
     def _not_taken(self, error: object) -> None:
         self._dropped["kafka"].inc()
+        self._note(error)
+
+    def _note(self, error: object) -> None:
         if (now := time.monotonic()) > self._noted:  # the counter has them all
             self._noted = now + _NOTE_SECONDS
             log.warning("predictions are not kept", model=self._name, topic=self._stream.topic_name, error=str(error))

@@ -180,6 +180,25 @@ def test_a_full_queue_drops_and_never_waits(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(log._queue) == 2
 
 
+def test_it_goes_on_when_what_it_logs_in_with_comes_late(
+    broker: MockKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.05)
+    log = keeper(broker)
+    good = log._kafka
+    log._kafka = KafkaSettings(bootstrap="127.0.0.1:9", credentials=tmp_path)  # without a password
+    stop = threading.Event()
+    thread = threading.Thread(target=log.run, args=(stop,))
+    thread.start()
+    answer(log, loaded(model_file(), "1"), [(b"patient", 1)])
+    time.sleep(0.3)
+    log._kafka = good
+    until(lambda: "patient" in {told(message)[0] for message in broker.messages(TOPIC)})
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_what_a_challenger_says_is_kept_beside_it(broker: MockKafka) -> None:
     log = keeper(broker)
     champion, challenger = loaded(model_file(), "1"), loaded(model_file(("high", "low")), "2")
