@@ -17,6 +17,11 @@ import orjson
 from levada import rules
 from levada.pipeline import Pipeline
 
+SCHEMA_VERSION: Final = "1"
+"""Version of the envelope: JSON value, headers ``event-id``, ``event-time``, ``pipeline``, ``schema``."""
+MAX_EVENT_ID: Final = 64
+"""Longest event id, in characters."""
+
 _INT64: Final = range(-(2**63), 2**63)
 
 

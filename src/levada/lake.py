@@ -5,13 +5,17 @@ The sink writes these tables and training reads them; what both must agree on (n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import StagedTable, Table
+from pyiceberg.table import FileScanTask, StagedTable, Table
 from pyiceberg.table.update import AddSnapshotUpdate, TableRequirement, TableUpdate
 from pyiceberg.transforms import HourTransform
 from pyiceberg.typedef import Identifier
@@ -185,3 +189,27 @@ def ensure_table(catalog: SqlCatalog, pipeline: Pipeline) -> Table:
             for field in new:
                 update.add_column(field.name, field.field_type)
     return table
+
+
+def newest(table: Table, count: int, names: Sequence[str]) -> pa.Table:
+    """The rows that came last, in no order: whole files from the newest on, until they hold ``count`` rows.
+
+    Args:
+        table: a table as :func:`ensure_table` makes it.
+        count: how many there should be.
+        names: the columns; one that the table does not have is left out.
+    """
+    ingested = table.schema().find_field("_ingested_at").field_id
+
+    def came(task: FileScanTask) -> int:
+        raw = (task.file.upper_bounds or {}).get(ingested)
+        return 0 if raw is None else int(from_bytes(TimestamptzType(), raw))
+
+    tasks, rows = [], 0
+    for task in sorted(table.scan().plan_files(), key=came, reverse=True):
+        if rows >= count:
+            break
+        tasks.append(task)
+        rows += task.file.record_count
+    known = [name for name in names if name in table.schema().column_names]
+    return ArrowScan(table.metadata, table.io, table.schema().select(*known), AlwaysTrue()).to_table(tasks)

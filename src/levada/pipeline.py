@@ -31,6 +31,13 @@ Duration = Annotated[str, Property(pattern=r"^[1-9][0-9]*(ms|s|m|h|d)$", example
 
 PIPELINE_NAME: Final = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 FIELD_NAME: Final = r"^[a-z][a-z0-9_]{0,62}$"
+MODEL_VERSION: Final = "model_version"
+"""Column of a logged prediction: the version that said it."""
+MODEL_SCORE: Final = "model_score"
+"""Column of a logged prediction: the probability that the version gave to the class it said."""
+SHADOW: Final = "/shadow"
+"""What follows the id of a logged prediction in the id of what a challenger in shadow said to the same."""
+_PREDICTIONS: Final = ".predictions"
 
 
 class PipelineError(UserError):
@@ -207,6 +214,19 @@ class Split(_Model):
         return self
 
 
+class Watch(_Model):
+    """How the champion is looked after while it serves, by the predictions that are logged."""
+
+    enabled: bool = True
+    """Whether a DAG looks at the champion's predictions."""
+    schedule: str = "@hourly"
+    """When it looks: a cron expression, an Airflow preset, or ``none`` for by hand only."""
+    window: Annotated[int, Property(ge=50, le=1_000_000)] = 10_000
+    """The newest logged predictions that are looked at; it has to reach back to those whose labels come last."""
+    retrain: bool = False
+    """Whether an alarm starts a training; what comes out of it has to pass the gate as every other."""
+
+
 class Model(_Model):
     """The model trained from the lake."""
 
@@ -226,6 +246,8 @@ class Model(_Model):
     """When training runs: a cron expression, an Airflow preset, or ``none`` for by hand only."""
     gate: Gate = Gate()
     """What a new model must show before it serves."""
+    watch: Watch = Watch()
+    """How the champion is looked after while it serves."""
 
 
 class Serving(_Model):
@@ -240,6 +262,8 @@ class Serving(_Model):
     challenger: Literal["none", "shadow"] = "none"
     """`shadow`: the newest version that the gate let live without promoting it is asked what the champion is asked. It
     never answers; metrics say how often it would have said the same."""
+    logged: Annotated[float, Property(ge=0, le=1)] = 1.0
+    """The share of requests whose predictions are kept in the lake; 0: none, and no model is watched."""
 
 
 class Declaration(_Model):
@@ -366,6 +390,13 @@ class Declaration(_Model):
                 problems.append(f"model.gate.slices: `{name}` is sensitive or the key, which the gate does not read")
         for used in {model.label, *(model.features or ())} & self.sensitive:
             problems.append(f"model: `{used}` is sensitive; no model is trained on a digest")
+        if self.logs:
+            problems += [
+                f"fields.{name}: logged predictions have a column of this name; give the field another, or set "
+                "serving.logged to 0"
+                for name in (MODEL_VERSION, MODEL_SCORE)
+                if name in self.fields
+            ]
         if not problems and not self.features:
             problems.append("model has no features: every field is the label, the key, sensitive or a timestamp")
         return problems
@@ -379,6 +410,11 @@ class Declaration(_Model):
             return self.model.features
         hidden = {self.model.label, self.key} | self.sensitive
         return tuple(name for name, field in self.fields.items() if name not in hidden and field.type != "timestamp")
+
+    @property
+    def logs(self) -> bool:
+        """Whether there is a predictor whose predictions are kept."""
+        return self.model is not None and self.serving.enabled and self.serving.logged > 0
 
 
 class Pipeline(Declaration):
@@ -406,6 +442,49 @@ class Pipeline(Declaration):
     def table(self) -> tuple[str, str]:
         """Iceberg namespace and table of the events."""
         return ("events", self.name.replace("-", "_"))
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """The stream of what the pipeline's predictor says; None where nothing is kept of it."""
+        if self.model is None or not self.logs:
+            return None
+        said = "double" if self.model.gate.regression else self.fields[self.model.label].type
+        # Nothing is required, and no rule holds: what was asked and said is a fact, of whichever version.
+        fields = {name: Field(type=self.fields[name].type, required=False) for name in self.features}
+        fields |= {
+            self.model.label: Field(type=said, required=False),
+            MODEL_VERSION: Field(type="string"),
+            MODEL_SCORE: Field(type="double", required=False),
+        }
+        return Predictions(
+            name=self.name + _PREDICTIONS,
+            enabled=self.enabled,
+            fields=fields,
+            topic=self.topic,
+            stream=self.stream.model_copy(update={"replicas": 1}),
+            lake=self.lake,
+        )
+
+    @property
+    def streams(self) -> tuple[Pipeline, ...]:
+        """What a sink carries to the lake: the events, and the predictions where they are kept."""
+        predictions = self.predictions
+        return (self,) if predictions is None else (self, predictions)
+
+
+class Predictions(Pipeline):
+    """The stream ``<pipeline>.predictions``, which is derived and has what every stream has: topic, letters, table.
+
+    Its fields are the features, the label's field with what was predicted, the version, and the score.
+    """
+
+    name: str
+    """As its topic; no pipeline has a dot in its name."""
+
+    @property
+    def table(self) -> tuple[str, str]:
+        """Iceberg namespace and table of the predictions."""
+        return ("predictions", self.name.removesuffix(_PREDICTIONS).replace("-", "_"))
 
 
 def parse_pipeline(entry: dict[str, Any], name: str) -> Pipeline:
@@ -455,6 +534,19 @@ def load_pipeline(folder: Path, name: str) -> Pipeline:
         if (path := folder / f"{name}.{suffix}").is_file():
             return _load(path)
     raise PipelineError(f"pipeline {name}: not declared; declared are {', '.join(declared_names(folder)) or 'none'}")
+
+
+def load_stream(folder: Path, name: str) -> Pipeline:
+    """A pipeline's events by its name, or its predictions by ``<pipeline>.predictions``.
+
+    Raises:
+        PipelineError: there is no such pipeline, or nothing of its predictions is kept.
+    """
+    pipeline = load_pipeline(folder, name.removesuffix(_PREDICTIONS))
+    for stream in pipeline.streams:
+        if stream.name == name:
+            return stream
+    raise PipelineError(f"pipeline {pipeline.name}: no prediction is kept: declare a model, and serving.logged above 0")
 
 
 def declared_names(folder: Path) -> list[str]:

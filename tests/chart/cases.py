@@ -41,7 +41,7 @@ EXTERNAL: dict[str, dict[str, Any]] = {
     "kafka": {
         "external": True,
         "bootstrap": "b-1.example.com:9096,b-2.example.com:9096",
-        "users": {"admin": GIVEN, "collector": GIVEN, "sink": GIVEN, "metrics": GIVEN},
+        "users": dict.fromkeys(("admin", "collector", "sink", "predictor", "metrics"), GIVEN),
     },
     "postgres": {"external": True, "host": "db.example.com", "admin": GIVEN},
     "s3": {"external": True, "region": "ap-northeast-2", "pathStyle": False},

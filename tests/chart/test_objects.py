@@ -81,10 +81,23 @@ def test_predictions_need_a_key_unless_told_otherwise() -> None:
         (pod,) = (each for each in pods(feature(name)) if each.component == "predictor")
         assert variables(pod).get("LEVADA_PREDICTOR__API_KEYS_FILE") == keys
         secrets = {secret for kind, secret, _ in sources(pod) if kind == "secret"}
-        assert secrets == {"levada-gate", *(["levada-predictor-keys"] if keys else [])}
+        assert secrets == {"levada-gate", "levada-kafka-predictor", *(["levada-predictor-keys"] if keys else [])}
         assert {"name": "cache", **volume} in pod.spec["volumes"]
         made = json.loads(feature(name).find("ConfigMap", "levada-credentials")["data"]["spec.json"])
         assert ("levada-predictor-keys" in made) is (keys is not None)
+
+
+def test_only_who_logs_predictions_may_write_to_kafka() -> None:
+    def predictor(logged: float) -> Pod:
+        plants = {**PLANTS, "serving": {"logged": logged}}
+        release = render(values={"global": {"pipelines": {"plants": plants}}})
+        (pod,) = (each for each in pods(release) if each.component == "predictor")
+        return pod
+
+    for logged, there in ((0.01, True), (1, True), (0, False)):
+        pod = predictor(logged)
+        assert ("LEVADA_KAFKA__BOOTSTRAP" in variables(pod)) is there
+        assert ("levada-kafka-predictor" in {secret for _, secret, _ in sources(pod)}) is there
 
 
 def test_the_order_page_adds_exactly_these_objects() -> None:

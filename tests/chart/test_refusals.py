@@ -54,7 +54,7 @@ OFF = {"enabled": False}
                 "global.kafka.bootstrap is empty",
                 *(
                     f"global.kafka.users.{user}.existingSecret is empty"
-                    for user in ("admin", "collector", "metrics", "sink")
+                    for user in ("admin", "collector", "metrics", "predictor", "sink")
                 ),
             ],
         ),

@@ -19,6 +19,7 @@ PAGES = (
     "docs/how-to/send-events.md",
     "docs/how-to/send-files.md",
     "docs/how-to/predict.md",
+    "docs/how-to/watch.md",
 )
 
 

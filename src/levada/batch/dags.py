@@ -1,4 +1,5 @@
-"""Airflow DAGs, three a declared pipeline that has a model: train, approve, roll back. The last two are for people.
+"""Airflow DAGs, for each declared pipeline that has a model: train, watch, approve, roll back. The last two are for
+people.
 
 Airflow keeps one import error a *file*, and a file with an error loses all its DAGs. So the image has two DAG
 files: ``levada.py`` calls :func:`build`, which passes over a broken declaration, and ``levada_errors.py`` calls
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 from kubernetes.client import V1EnvVar
 
 from levada.batch import SKIP_EXIT_CODE
 from levada.config import settings
-from levada.pipeline import Model, Pipeline, PipelineError, declared_names, load_pipeline
+from levada.pipeline import Model, Pipeline, PipelineError, Watch, declared_names, load_pipeline
 
 POD_TEMPLATES: Final = Path("/etc/levada/trainer")
 """Pods of a training and of the gate: image, resources, credentials and security come from the chart."""
@@ -55,17 +57,41 @@ def _read(folder: Path | None) -> tuple[list[DAG], list[str]]:
             pipeline = load_pipeline(folder, name)
             if pipeline.enabled and pipeline.model is not None and pipeline.model.enabled:
                 dags += [_training(pipeline, pipeline.model), _approval(pipeline), _way_back(pipeline)]
+                if pipeline.logs and pipeline.model.watch.enabled:
+                    dags.append(_watching(pipeline, pipeline.model.watch))
         except PipelineError as error:
             problems.append(str(error))
     return dags, problems
 
 
 def _training(pipeline: Pipeline, model: Model) -> DAG:
-    schedule = model.schedule
+    dag = _scheduled(
+        pipeline, "train", model.schedule, "model.schedule",
+        f"Train {pipeline.name} from the lake, judge the model, promote it if it earned that",
+    )  # fmt: skip
+    # A user's image trains and no more: it is not what judges.
+    train = _pod(dag, pipeline, "train", ["--run", "{{ run_id }}"], timedelta(hours=2), model.image)
+    train >> _pod(dag, pipeline, "promote", ["--run", "{{ run_id }}"], timedelta(minutes=15))
+    return dag
+
+
+def _watching(pipeline: Pipeline, watch: Watch) -> DAG:
+    dag = _scheduled(
+        pipeline, "watch", watch.schedule, "model.watch.schedule",
+        f"Look at what the champion of {pipeline.name} is asked, and how good it is on what came true",
+    )  # fmt: skip
+    look = _pod(dag, pipeline, "watch", ["--retrain"] if watch.retrain else [], timedelta(minutes=15))
+    if watch.retrain:
+        # Skipped with the look, which ends as one that found nothing to do unless there is an alarm.
+        look >> TriggerDagRunOperator(dag=dag, task_id="retrain", trigger_dag_id=f"{pipeline.name}-train")
+    return dag
+
+
+def _scheduled(pipeline: Pipeline, action: str, schedule: str, where: str, description: str) -> DAG:
     try:
         dag = DAG(
-            dag_id=f"{pipeline.name}-train",
-            description=f"Train {pipeline.name} from the lake, judge the model, promote it if it earned that",
+            dag_id=f"{pipeline.name}-{action}",
+            description=description,
             schedule=None if schedule == "none" else schedule,
             catchup=False,
             max_active_runs=1,
@@ -82,12 +108,9 @@ def _training(pipeline: Pipeline, model: Model) -> DAG:
         dag.validate()
     except Exception as error:  # each kind of schedule has an exception of its own
         raise PipelineError(
-            f"pipeline {pipeline.name}: model.schedule `{schedule}` is no schedule: {error}; "
+            f"pipeline {pipeline.name}: {where} `{schedule}` is no schedule: {error}; "
             "write a cron expression, a preset such as @hourly, or none"
         ) from error
-    # A user's image trains and no more: it is not what judges.
-    train = _pod(dag, pipeline, "train", ["--run", "{{ run_id }}"], timedelta(hours=2), model.image)
-    train >> _pod(dag, pipeline, "promote", ["--run", "{{ run_id }}"], timedelta(minutes=15))
     return dag
 
 

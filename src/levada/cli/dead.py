@@ -8,11 +8,11 @@ import typer
 
 from levada.cli.line import Cluster, Context, Namespace, in_cluster
 from levada.config import settings
-from levada.pipeline import load_pipeline
+from levada.pipeline import load_stream
 
 app = typer.Typer(no_args_is_help=True)
 
-_Pipeline = Annotated[str, typer.Argument(help="Name of the pipeline.")]
+_Pipeline = Annotated[str, typer.Argument(help="Name of the pipeline, or <pipeline>.predictions.")]
 _Rule = Annotated[str | None, typer.Option("--rule", help="Only letters that broke this rule, as `list` shows it.")]
 _SECONDS = 600.0
 
@@ -33,7 +33,7 @@ def list_(
         in_cluster(arguments, cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters, printable
 
-    found, more = Letters(config.kafka, load_pipeline(config.pipelines, pipeline)).newest(limit, rule)
+    found, more = Letters(config.kafka, load_stream(config.pipelines, pipeline)).newest(limit, rule)
     for letter in found:
         replayed = "  (replayed)" if letter.replayed else ""
         typer.echo(
@@ -57,7 +57,7 @@ def show(
         in_cluster(["dead", "show", "--", pipeline, place], cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters, printable
 
-    letter = Letters(config.kafka, load_pipeline(config.pipelines, pipeline)).at(place)
+    letter = Letters(config.kafka, load_stream(config.pipelines, pipeline)).at(place)
     for name, value in letter.headers:
         typer.echo(f"{printable(name)}: {printable(value)}")
     typer.echo("")
@@ -84,5 +84,5 @@ def replay(
         in_cluster(command, cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters
 
-    count = Letters(config.kafka, load_pipeline(config.pipelines, pipeline)).replay(place=place, rule=rule)
+    count = Letters(config.kafka, load_stream(config.pipelines, pipeline)).replay(place=place, rule=rule)
     typer.echo(f"{count} sent to topic {pipeline} again")

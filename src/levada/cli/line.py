@@ -1,4 +1,4 @@
-"""Commands about the line as a whole: up, down, status, check, demo, predict, logs."""
+"""Commands about the line as a whole: up, down, status, model, check, demo, predict, logs."""
 
 from __future__ import annotations
 
@@ -106,6 +106,22 @@ def status(cluster: Cluster = "levada", context: Context = None, namespace: Name
     raise typer.Exit(0 if read.ready else 1)
 
 
+def model(
+    pipeline: Annotated[str, typer.Argument(help="A declared pipeline with a model.")],
+    cluster: Cluster = "levada",
+    context: Context = None,
+    namespace: Namespace = "levada",
+) -> None:
+    """Show champion, challenger, live quality, drift and trainings of a model on one screen."""
+    from levada.line import model as line
+
+    target = _target(cluster, context, namespace)
+    try:
+        typer.echo(line.render(line.read(target, pipeline)))
+    finally:
+        target.close()
+
+
 def check(values: Annotated[list[Path], typer.Option("--values", "-f", help="Values file; may be repeated.")]) -> None:
     """Check the pipelines in values files before a rollout: rules and references that no schema sees."""
     from levada.line.install import check as checked
@@ -204,5 +220,5 @@ def logs(
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this group on the root."""
-    for command in (up, down, status, check, demo, predict, logs):
+    for command in (up, down, status, model, check, demo, predict, logs):
         app.command()(command)

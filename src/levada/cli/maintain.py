@@ -1,4 +1,4 @@
-"""Upkeep of a pipeline's table: one run of it, for a CronJob or by hand."""
+"""Upkeep of a pipeline's tables: one run of it, for a CronJob or by hand."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ def register(app: typer.Typer) -> None:
 
 
 def maintain() -> None:
-    """Compact the table of LEVADA_PIPELINE, forget its old snapshots, remove files that nothing names."""
+    """Compact the tables of LEVADA_PIPELINE, forget their old snapshots, remove files that nothing names."""
     from levada import lake, process
     from levada.stream.maintain import maintain as upkeep
 
     config = settings()
     process.configure_logging(config.log_level)
     pipeline = load_pipeline(config.pipelines, required(config.pipeline, "LEVADA_PIPELINE"))
-    report = upkeep(lake.catalog(config), pipeline)
-    typer.echo(
-        f"{report.hours} hours compacted ({report.files_before} files into {report.files_after}), {report.snapshots} "
-        f"snapshots forgotten, {report.removed} unnamed files removed, {report.waiting} waiting"
-    )
-    for reason in report.skipped:
-        typer.echo(f"left for the next run: hour {reason}")
+    for stream in pipeline.streams:
+        report = upkeep(lake.catalog(config), stream)
+        typer.echo(
+            f"{stream.name}: {report.hours} hours compacted ({report.files_before} files into {report.files_after}), "
+            f"{report.snapshots} snapshots forgotten, {report.removed} unnamed files removed, {report.waiting} waiting"
+        )
+        for reason in report.skipped:
+            typer.echo(f"{stream.name}: left for the next run: hour {reason}")

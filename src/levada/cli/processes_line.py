@@ -44,7 +44,7 @@ def sink(
         ),
     ] = False,
 ) -> None:
-    """Carry the events of LEVADA_PIPELINE from Kafka to the lake."""
+    """Carry the events of LEVADA_PIPELINE, and its logged predictions, from Kafka to the lake."""
     config = settings()
     if not accept:
         from levada.stream.sink import run
@@ -56,8 +56,9 @@ def sink(
 
     pipeline = load_pipeline(config.pipelines, required(config.pipeline, "LEVADA_PIPELINE"))
     kafka = required(config.kafka, "LEVADA_KAFKA__BOOTSTRAP")
-    for partition, offset in accept_topic(lake.catalog(config), kafka, pipeline).items():
-        typer.echo(f"partition {partition}: goes on at offset {offset}")
+    for stream in pipeline.streams:
+        for partition, offset in accept_topic(lake.catalog(config), kafka, stream).items():
+            typer.echo(f"topic {stream.topic_name}, partition {partition}: goes on at offset {offset}")
 
 
 def apply_stores(

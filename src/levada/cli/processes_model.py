@@ -1,4 +1,4 @@
-"""Processes of the model's life: train, evaluate, promote, roll back, replay, serve."""
+"""Processes of the model's life: train, evaluate, promote, watch, roll back, replay, serve."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(promote)
+    app.command()(watch)
     app.command()(rollback)
     app.command()(replay)
     app.command()(serve)
@@ -66,6 +67,30 @@ def promote(
     record = start(settings, pipeline, run, None if approve is None else Approval(by or getpass.getuser(), approve))
     if record.outcome == "needs approval":
         print(f"levada: version {record.version} waits for approval: {record.reason}", file=sys.stderr)
+
+
+def watch(
+    retrain: Annotated[
+        bool,
+        typer.Option("--retrain", help="End with the exit code for nothing to do, unless a training should follow."),
+    ] = False,
+) -> None:
+    """Look at the champion of $LEVADA_PIPELINE: drift of what it is asked, quality on what came true."""
+    from levada.registry.errors import NotEnoughData
+    from levada.registry.watch import watch as start
+
+    settings, pipeline = _this_pipeline()
+    try:
+        found, waits = start(settings, pipeline)
+    except NotEnoughData as error:
+        print(f"levada: {error}", file=sys.stderr)
+        raise typer.Exit(SKIP_EXIT_CODE) from None
+    for line in found.alarms or (found.note or "no alarm",):
+        print(line)
+    if retrain and (waits or not found.alarms):
+        if found.alarms:
+            print(f"version {waits} waits for approval already: no further training")
+        raise typer.Exit(SKIP_EXIT_CODE)
 
 
 def rollback(

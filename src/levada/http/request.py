@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from typing import Any, Final
 
+from levada.event import MAX_EVENT_ID, Violation
 from levada.http import keys
 from levada.http.keys import ApiKey, ApiKeys
 from levada.http.problem import Problem, unavailable
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 JSON: Final = b"application/json"
+MAX_BATCH_KEY: Final = 50
+"""Longest Idempotency-Key of a request for several events: the id of the n-th, from 1, is ``<key>-<n>``."""
+_PRINTABLE: Final = re.compile(rb"[\x21-\x7e]+")
 _ONCE: Final = frozenset((b"content-type", b"content-encoding", b"host", b"idempotency-key"))
 
 
@@ -74,6 +79,20 @@ def media_type_of(headers: dict[bytes, bytes], taken: Collection[bytes], advice:
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Problem(415, "send the body without Content-Encoding")
     return media_type
+
+
+def event_key_of(headers: dict[bytes, bytes], limit: int = MAX_EVENT_ID) -> bytes | None:
+    """The Idempotency-Key, which is the event's id, or what the ids of several are made from; None without one.
+
+    Raises:
+        Problem: 400, it cannot be that.
+    """
+    key = headers.get(b"idempotency-key")
+    if key is not None and (len(key) > limit or _PRINTABLE.fullmatch(key) is None):
+        message = f"must be 1 to {limit} printable ASCII characters without spaces"
+        rule = f"[!-~]{{1,{limit}}}"
+        raise Problem(400, f"Idempotency-Key {message}", errors=[Violation("Idempotency-Key", rule, message)])
+    return key
 
 
 class Bodies:

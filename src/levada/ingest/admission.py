@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
-from levada.event import Checker, EventError, Violation, parse
+from levada.event import SCHEMA_VERSION, Checker, EventError, Violation, parse
 from levada.http.problem import Problem
 from levada.ingest.screen import Screens, Suspicion
 from levada.ingest.seal import BusyError, Sealer
 from levada.pipeline import Pipeline, PipelineError, seconds
-
-SCHEMA_VERSION: Final = "1"
-"""Version of the envelope: JSON value, headers ``event-id``, ``event-time``, ``pipeline``, ``schema``."""
 
 
 @dataclass(slots=True)

@@ -17,8 +17,6 @@ from levada.http.problem import Problem, unavailable
 from levada.ingest.admission import Declared, Envelope, Event
 from levada.ingest.producer import NotAcknowledged, Outcome, Receipt
 
-MAX_KEY: Final = 50
-"""Longest Idempotency-Key of a batch: the ids of its events are made from it."""
 _CHUNK: Final = 200
 """Lines that are checked and produced before others have their turn."""
 _AHEAD: Final = 4

@@ -23,13 +23,22 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from levada import process
 from levada.config import CollectorSettings, KafkaSettings, Settings, required
-from levada.event import Violation
+from levada.event import MAX_EVENT_ID, Violation
 from levada.http import server
 from levada.http.connection import Exchange
 from levada.http.keys import ApiKeys, load_keys
 from levada.http.problem import MEDIA_TYPE, Problem, unavailable
 from levada.http.reload import Reloaded, refreshing
-from levada.http.request import JSON, Bodies, check_allows, headers_of, key_of, media_type_of
+from levada.http.request import (
+    JSON,
+    MAX_BATCH_KEY,
+    Bodies,
+    check_allows,
+    event_key_of,
+    headers_of,
+    key_of,
+    media_type_of,
+)
 from levada.http.server import Receive, Scope, Send, limits_of, listen
 from levada.ingest import bulk, openapi
 from levada.ingest.admission import Declared, Envelope
@@ -38,7 +47,6 @@ from levada.ingest.reload import Declarations
 from levada.ingest.seal import Sealer, load_pepper
 
 _MAX_HELD_BYTES: Final = 32 * 1024 * 1024
-_EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
 _JSON_LINE: Final = b"content-type: application/json\r\n"
 _NDJSON: Final = b"application/x-ndjson"
 _TAKEN: Final = (JSON, _NDJSON)
@@ -271,7 +279,7 @@ class Collector:
         try:
             body = await self._bodies.read(headers, receive, partial(self._check_size, many))
             if many or bulk.is_array(body):
-                return await self._batch(declared, event_id, body, many)
+                return await self._batch(declared, headers, body, many)
             return 202, await self._single(declared, event_id or _new_id(), body), {}, 1
         finally:
             self._in_flight -= 1
@@ -312,11 +320,9 @@ class Collector:
         return _receipt(event_id, outcome, envelope.review)
 
     async def _batch(
-        self, declared: Declared, key: str | None, body: bytes, many: bool
+        self, declared: Declared, headers: dict[bytes, bytes], body: bytes, many: bool
     ) -> tuple[int, bytes, dict[str, str], int]:
-        if key is not None and len(key) > bulk.MAX_KEY:
-            raise _bad_key(bulk.MAX_KEY)
-        limit, key = self._settings.max_bulk_lines, key or _new_id()
+        limit, key = self._settings.max_bulk_lines, _event_id(headers, MAX_BATCH_KEY) or _new_id()
         lines = bulk.lines_of(body, limit) if many else iter(bulk.items_of(body, limit))
         producer = self._ready_for(declared, None)
 
@@ -351,14 +357,9 @@ def _check_method(scope: Scope, allowed: str) -> None:
         raise Problem(405, f"{allowed} is the only method here", headers={"Allow": allowed})
 
 
-def _event_id(headers: dict[bytes, bytes]) -> str | None:
-    given = headers.get(b"idempotency-key")
-    if given is None:
-        return None
-    text = given.decode("latin-1")
-    if _EVENT_ID.fullmatch(text) is None:
-        raise _bad_key(64)
-    return text
+def _event_id(headers: dict[bytes, bytes], limit: int = MAX_EVENT_ID) -> str | None:
+    key = event_key_of(headers, limit)
+    return None if key is None else key.decode()
 
 
 def _receipt(event_id: str, outcome: Receipt, review: bool) -> bytes:
@@ -372,13 +373,6 @@ def _new_id() -> str:
     """A random UUID. Not by os.urandom: for a system call the interpreter's lock would change hands."""
     text = f"{_random.getrandbits(128):032x}"
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:]}"
-
-
-def _bad_key(limit: int) -> Problem:
-    message = f"must be 1 to {limit} printable ASCII characters without spaces"
-    return Problem(
-        400, f"Idempotency-Key {message}", errors=[Violation("Idempotency-Key", f"[!-~]{{1,{limit}}}", message)]
-    )
 
 
 def _problem(outcome: NotAcknowledged, declared: Declared, event_id: str) -> Problem:

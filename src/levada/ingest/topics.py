@@ -120,24 +120,28 @@ def users_in(folder: Path) -> list[User]:
 
 
 def specs(pipelines: Iterable[Pipeline]) -> list[TopicSpec]:
-    """The topics that these pipelines need: for events, for dead letters, and for review where there is a screen."""
+    """The topics that these pipelines need: for events and logged predictions, for the dead letters of both, and for
+    review where there is a screen."""
     return [
-        TopicSpec(
-            name, pipeline.topic.partitions, int(seconds(pipeline.topic.retention) * 1000), MAX_MESSAGE_BYTES + room
-        )
-        for pipeline in pipelines
-        if pipeline.enabled
+        TopicSpec(name, stream.topic.partitions, int(seconds(stream.topic.retention) * 1000), MAX_MESSAGE_BYTES + room)
+        for stream in _streams(pipelines)
         for name, room in (
-            (pipeline.topic_name, 0),
-            (pipeline.dead_topic, HEADER_ROOM),
-            *([(pipeline.review_topic, HEADER_ROOM)] if pipeline.screen else []),
+            (stream.topic_name, 0),
+            (stream.dead_topic, HEADER_ROOM),
+            *([(stream.review_topic, HEADER_ROOM)] if stream.screen else []),
         )
     ]
+
+
+def _streams(pipelines: Iterable[Pipeline]) -> list[Pipeline]:
+    return [stream for pipeline in pipelines if pipeline.enabled for stream in pipeline.streams]
 
 
 def rights(users: Iterable[User], pipelines: Iterable[Pipeline]) -> list[AclBinding]:
     """What each client may do; whatever is not listed is refused."""
     active = [pipeline for pipeline in pipelines if pipeline.enabled]
+    streams = _streams(active)
+    logged = [pipeline.predictions for pipeline in active if pipeline.predictions is not None]
     screened = [pipeline for pipeline in active if pipeline.screen]
     wanted: list[AclBinding] = []
     for user in users:
@@ -162,10 +166,14 @@ def rights(users: Iterable[User], pipelines: Iterable[Pipeline]) -> list[AclBind
                     allow(ResourceType.TOPIC, pipeline.review_topic, AclOperation.WRITE, AclOperation.DESCRIBE)
                 allow(ResourceType.BROKER, _CLUSTER, AclOperation.IDEMPOTENT_WRITE)
             case "sink":
-                for pipeline in active:
-                    allow(ResourceType.TOPIC, pipeline.topic_name, AclOperation.READ, AclOperation.DESCRIBE)
-                    allow(ResourceType.TOPIC, pipeline.dead_topic, AclOperation.WRITE, AclOperation.DESCRIBE)
+                for stream in streams:
+                    allow(ResourceType.TOPIC, stream.topic_name, AclOperation.READ, AclOperation.DESCRIBE)
+                    allow(ResourceType.TOPIC, stream.dead_topic, AclOperation.WRITE, AclOperation.DESCRIBE)
                 allow(ResourceType.GROUP, "levada-sink-", AclOperation.READ, pattern=ResourcePatternType.PREFIXED)
+                allow(ResourceType.BROKER, _CLUSTER, AclOperation.IDEMPOTENT_WRITE)
+            case "predictor":
+                for stream in logged:
+                    allow(ResourceType.TOPIC, stream.topic_name, AclOperation.WRITE, AclOperation.DESCRIBE)
                 allow(ResourceType.BROKER, _CLUSTER, AclOperation.IDEMPOTENT_WRITE)
             case "loader":
                 for pipeline in active:
@@ -173,9 +181,9 @@ def rights(users: Iterable[User], pipelines: Iterable[Pipeline]) -> list[AclBind
                 allow(ResourceType.GROUP, "levada-load-", AclOperation.READ, pattern=ResourcePatternType.PREFIXED)
             case "admin":
                 # It releases what was held for review, and replays dead letters.
-                for pipeline in active:
-                    held = [pipeline.dead_topic, *([pipeline.review_topic] if pipeline.screen else [])]
-                    for name in (pipeline.topic_name, *held):
+                for stream in streams:
+                    held = [stream.dead_topic, *([stream.review_topic] if stream.screen else [])]
+                    for name in (stream.topic_name, *held):
                         allow(ResourceType.TOPIC, name, AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE)
                 for group in ("levada-review-", "levada-dead-"):
                     allow(ResourceType.GROUP, group, AclOperation.READ, pattern=ResourcePatternType.PREFIXED)
@@ -186,7 +194,8 @@ def rights(users: Iterable[User], pipelines: Iterable[Pipeline]) -> list[AclBind
                 allow(ResourceType.BROKER, _CLUSTER, AclOperation.DESCRIBE)
             case other:
                 raise TopicsError(
-                    f"Kafka user {other} is none of collector, sink, loader, admin, metrics: take its folder away"
+                    f"Kafka user {other} is none of collector, sink, predictor, loader, admin, metrics: "
+                    "take its folder away"
                 )
     return wanted
 

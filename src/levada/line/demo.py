@@ -234,8 +234,12 @@ def _version(predictor: Endpoint) -> str:
     return str(answer.json()["version"]) if answer.is_success else ""
 
 
-def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:
-    """Committed offset by partition and rows in the table, as the pipeline's sinks tell."""
+def lake_state(target: Target, stream: str) -> tuple[dict[int, int], int]:
+    """Committed offset by partition and rows in the table, as the sinks of a pipeline tell.
+
+    The stream is the pipeline's events, by its name, or ``<pipeline>.predictions``.
+    """
+    pipeline = stream.partition(".")[0]
     pods = target.objects("pods", f"app.kubernetes.io/component=sink,levada.io/pipeline={pipeline}")
     committed: dict[int, int] = {}
     rows = 0
@@ -244,6 +248,8 @@ def lake_state(target: Target, pipeline: str) -> tuple[dict[int, int], int]:
             continue
         for family in text_string_to_metric_families(target.pod_metrics(pod["metadata"]["name"])):
             for sample in family.samples:
+                if sample.labels.get("pipeline") != stream:
+                    continue
                 if sample.name == "levada_sink_committed_offset":
                     committed[int(sample.labels["partition"])] = int(sample.value)
                 elif sample.name == "levada_lake_rows":

@@ -135,6 +135,8 @@ def _pipeline(target: Target, name: str, pods: list[dict[str, Any]]) -> Pipeline
             continue
         for family in families:
             for sample in family.samples:
+                if sample.labels.get("pipeline") != name:  # the predictions'
+                    continue
                 # Sinks share partitions, and each tells of the whole table, as of its own last commit.
                 before = totals.get(sample.name, 0)
                 of_the_table = sample.name.startswith("levada_lake_")

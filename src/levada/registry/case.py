@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from levada import evidence
 from levada.evidence import MODEL_FILE, SNAPSHOT_TAG
-from levada.registry import checks, data, tracking
+from levada.pipeline import MODEL_VERSION
+from levada.registry import answered, checks, data, tracking
 from levada.registry.compare import Answers
 from levada.registry.data import declared_model, judged_fields
 from levada.registry.dataset import Dataset, Sides, newer_than, sides
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
 
     from levada.pipeline import Pipeline
     from levada.registry.checks import Window
+    from levada.watched import Shadowed
 
 REPORT_FILE: Final = "gate/report.json"
 BASELINE_FILE: Final = "gate/training.parquet"
 BASELINE_ROWS: Final = 10_000
 """Training rows kept beside a version for later comparisons, evenly drawn; a distribution needs no more."""
+_TIMED: Final = 100
 
 Ask = Callable[[Dataset], Answers]
 
@@ -67,6 +71,10 @@ class Evidence:
     """The rows of its snapshot that it was not trained on."""
     baseline: Dataset | None = None
     windows: dict[Window, Dataset] = field(default_factory=dict)
+    shadow: Shadowed | None = None
+    """What the challenger said in shadow, if it was asked."""
+    latency: dict[str, float] = field(default_factory=dict)
+    """Version → seconds that it takes for one row."""
 
 
 def assemble(
@@ -106,8 +114,8 @@ def assemble(
         names = [name for name in pipeline.features if name in champion.baseline.columns]
         found = checks.check(
             gate.drift,
-            {name: _only(rows, names) for name, rows in windows.items()},
-            _only(champion.baseline, names),
+            {name: only(rows, names) for name, rows in windows.items()},
+            only(champion.baseline, names),
             theirs,
             {name: ask(rows) for name, rows in windows.items() if len(rows)} if ask is not None else None,
             regression=gate.regression,
@@ -121,7 +129,8 @@ def assemble(
     return Evidence(case, frozen, training, held_out, champion.baseline, windows)
 
 
-def _only(rows: Dataset, names: list[str]) -> Dataset:
+def only(rows: Dataset, names: Sequence[str]) -> Dataset:
+    """Rows with these features alone."""
     features = tuple(feature for feature in rows.features if feature.name in names)
     return Dataset(features, rows.label, {f.name: rows.columns[f.name] for f in features}, rows.labels)
 
@@ -144,7 +153,7 @@ def gather(
     if champion is None:
         split = sides(rows, pipeline)
         return model, assemble(pipeline, split, None, lambda asked: Answers.of(model, asked), None)
-    files = _Files(client, key, pipeline, champion)
+    files = Files(client, key, pipeline, champion)
     split = sides(rows, pipeline, files.frozen.rows if files.frozen is not None else None)
     if files.frozen is not None and version.tags.get(FROZEN_TAG) != files.frozen.sha256:
         _refuse_overlap(pipeline, version, rows, files.frozen.rows)
@@ -157,7 +166,32 @@ def gather(
         files.baseline,
         newer_than(split, known),
     )
-    return model, assemble(pipeline, split, files.frozen, lambda asked: Answers.of(model, asked), standing)
+    found = assemble(pipeline, split, files.frozen, lambda asked: Answers.of(model, asked), standing)
+    both = {str(version.version): model, **({standing.version: serving} if serving is not None else {})}
+    return model, replace(
+        found,
+        shadow=_shadow(catalog, pipeline, standing.version, str(version.version)),
+        latency={number: latency(each, found.frozen.rows) for number, each in both.items()},
+    )
+
+
+def _shadow(catalog: Catalog, pipeline: Pipeline, champion: str, challenger: str) -> Shadowed | None:
+    rows = answered.read(catalog, pipeline)
+    if rows is None or challenger not in rows[MODEL_VERSION].unique().to_pylist():
+        return None
+    own = answered.of_version(rows, champion, declared_model(pipeline).watch.window)
+    return answered.shadowed(pipeline, rows, champion, challenger, answered.labelled(catalog, pipeline, own))
+
+
+def latency(model: OnnxModel, rows: Dataset) -> float:
+    """Seconds that a model takes for one row: the median of as many runs as there are rows, at most a hundred."""
+    taken = []
+    for place in range(min(len(rows), _TIMED)):
+        one = rows.take(np.array([place])).columns
+        begin = time.perf_counter()
+        model.scores(one)
+        taken.append(time.perf_counter() - begin)
+    return float(np.median(taken))
 
 
 def _refuse_overlap(pipeline: Pipeline, version: Any, rows: pa.Table, frozen: Dataset) -> None:
@@ -175,7 +209,7 @@ def _refuse_overlap(pipeline: Pipeline, version: Any, rows: pa.Table, frozen: Da
         )
 
 
-class _Files:
+class Files:
     """What lies beside the champion, each file only if its digest is the one in the champion's signed report."""
 
     def __init__(self, client: MlflowClient, key: bytes, pipeline: Pipeline, version: Any) -> None:
@@ -185,12 +219,17 @@ class _Files:
         self.baseline: Dataset | None = None
         if self.record.report_sha256 is None:
             return
-        report = json.loads(self._file(REPORT_FILE, self.record.report_sha256))
+        report = json.loads(self.read(REPORT_FILE, self.record.report_sha256))
         fields, label = judged_fields(pipeline), declared_model(pipeline).label
-        self.frozen = Frozen.read(self._file(FROZEN_FILE, report["files"][FROZEN_FILE]), fields, label)
-        self.baseline = Frozen.read(self._file(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label).rows
+        self.frozen = Frozen.read(self.read(FROZEN_FILE, report["files"][FROZEN_FILE]), fields, label)
+        self.baseline = Frozen.read(self.read(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label).rows
 
-    def _file(self, path: str, digest: str) -> bytes:
+    def read(self, path: str, digest: str) -> bytes:
+        """One file, if it is the one with this digest.
+
+        Raises:
+            TrainingError: it is another.
+        """
         raw = tracking.download(self._client, self._version.run_id, path)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise TrainingError(
@@ -202,7 +241,7 @@ class _Files:
     def model(self, challenger: OnnxModel) -> tuple[OnnxModel | None, str]:
         """The serving model, or why it cannot be asked what the challenger is asked."""
         try:
-            model = OnnxModel(self._file(MODEL_FILE, self.record.onnx_sha256))
+            model = OnnxModel(self.read(MODEL_FILE, self.record.onnx_sha256))
         except (ScoringError, TrainingError) as error:
             return None, str(error)
         if model.meta.label != challenger.meta.label:

@@ -29,6 +29,8 @@ WORSE: Final = 0.1
 _PSI_BINS: Final = 10
 _RARE: Final = 5.0
 """Categories expected less often than this are counted together, as the chi-squared test needs."""
+DUPLICATES: Final = "duplicates"
+"""What a check is of that is of no field."""
 
 Window = Literal["new", "recent"]
 
@@ -182,7 +184,7 @@ def _duplicates(drift: Drift, window: Window, baseline: Dataset, rows: Dataset) 
         duplicates(sample.take(drawn.choice(len(sample), size, replace=False))) for sample in (baseline, rows)
     )
     return Check(
-        window, "duplicates", after - before, 0.0, after - before > drift.duplicates,
+        window, DUPLICATES, after - before, 0.0, after - before > drift.duplicates,
         f"duplicates: {after:.0%} of {size} rows repeat an earlier one, {before:.0%} in the champion's training data",
     )  # fmt: skip
 

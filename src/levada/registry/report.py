@@ -65,6 +65,8 @@ def content(
             **{f"window {name}": len(rows) for name, rows in found.windows.items()},
         },
         "checks": [asdict(one) for one in found.case.checks],
+        "shadow": asdict(found.shadow) if found.shadow is not None else None,
+        "latency": found.latency,
         "approval": asdict(approval) if approval is not None else None,
         "files": files,
     }
@@ -85,7 +87,14 @@ def page(report: dict[str, Any], found: Evidence) -> bytes:
     ]  # fmt: skip
     if report["approval"] is not None:
         parts.append(f"<p>Approved by {escape(report['approval']['by'])}: {escape(report['approval']['why'])}</p>")
-    parts += [*_comparison(report), *_slices(report), *_calibration(report), *_data(report, found), *_origin(report)]
+    parts += [
+        *_comparison(report),
+        *_slices(report),
+        *_calibration(report),
+        *_shadow(report),
+        *_data(report, found),
+        *_origin(report),
+    ]
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
         f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>"
@@ -144,6 +153,21 @@ def _calibration(report: dict[str, Any]) -> list[str]:
         f"<p>Expected calibration error {report['calibration']:.3f}, "
         f"at most {report['gate']['calibration']:g} is asked.</p>",
     ]
+
+
+def _shadow(report: dict[str, Any]) -> list[str]:
+    parts = []
+    if (shadow := report["shadow"]) is not None:
+        parts.append(
+            f"<p>In shadow it said the same as the champion to {shadow['agreement']:.1%} of {shadow['rows']} rows.</p>"
+        )
+        if shadow["value"] is not None:
+            bars = [("this version", shadow["value"]), (f"champion {report['champion']}", shadow["champion_value"])]
+            parts.append(plots.bars(bars, caption=f"on {shadow['labelled']} predictions whose label came"))
+    if report["latency"]:
+        each = [[f"version {number}", f"{1e6 * taken:.0f} µs"] for number, taken in report["latency"].items()]
+        parts.append(_table(["one row, here", ""], each))
+    return ["<h2>Beside the champion</h2>", *parts] if parts else []
 
 
 def _data(report: dict[str, Any], found: Evidence) -> list[str]:

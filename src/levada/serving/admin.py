@@ -22,7 +22,12 @@ _NOT_HERE: dict[int | str, dict[str, Any]] = {404: {"description": "Another mode
 
 
 def admin(
-    pipeline: Pipeline, champion: Callable[[], Loaded | None], is_ready: Callable[[], bool], *, secured: bool
+    pipeline: Pipeline,
+    champion: Callable[[], Loaded | None],
+    is_ready: Callable[[], bool],
+    *,
+    secured: bool,
+    kept: bool,
 ) -> FastAPI:
     """Everything but the predictions.
 
@@ -31,6 +36,7 @@ def admin(
         champion: gives the model that answers now.
         is_ready: whether the pod takes requests.
         secured: whether predictions need an API key, as the description then says.
+        kept: whether they are kept under event ids, as it says too.
     """
     # No documentation pages: they load scripts from elsewhere.
     app = FastAPI(title=f"{pipeline.name} predictor", version=levada.__version__, docs_url=None, redoc_url=None)
@@ -103,7 +109,7 @@ def admin(
     def description() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            app.openapi_schema = openapi.with_predictions(document, pipeline, secured=secured)
+            app.openapi_schema = openapi.with_predictions(document, pipeline, secured=secured, kept=kept)
         return app.openapi_schema
 
     app.openapi = description  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ from levada.http.request import JSON, Bodies, check_allows, headers_of, key_of, 
 from levada.http.server import Receive, Scope, Send
 from levada.pipeline import Pipeline
 from levada.serving import v2
-from levada.serving.direct import INLINE_BYTES, Direct, Mirror, failed
+from levada.serving.direct import INLINE_BYTES, Direct, Mirror, Name, failed, named
 from levada.serving.forms import Row, wrong
 from levada.serving.loaded import Loaded, Outcomes, Scores, Write
 from levada.serving.metrics import Counts
@@ -50,6 +50,7 @@ class Predictor:
         max_body_bytes: int,
         *,
         keys: Callable[[], ApiKeys] | None = None,
+        name: Name | None = None,
         mirror: Mirror = lambda *_: None,
     ) -> None:
         """Answer for one pipeline.
@@ -60,11 +61,14 @@ class Predictor:
             ready: whether the pod takes requests.
             max_body_bytes: a larger body is refused.
             keys: gives the API keys; without them nobody is asked for one.
+            name: names requests whose predictions are kept; without it none are.
             mirror: is shown what was answered.
         """
         self._pipeline = pipeline
         self._champion = champion
         self._keys = keys
+        self._kept = name is not None
+        self._name = name or (lambda *_: b"")
         self._mirror = mirror
         self._counts = Counts(pipeline.name)
         self._max_body_bytes = max_body_bytes
@@ -78,7 +82,7 @@ class Predictor:
             b"/predict?probabilities=true": lambda model, body: (model.form.plain(body), Loaded.write_with_scores),
             f"/v2/models/{pipeline.name}/infer".encode(): v2.read,
         }
-        self._direct = Direct(champion, self._admit, reads, self._counts, mirror)
+        self._direct = Direct(champion, self._admit, reads, self._counts, self._name, mirror)
         self.draining = False
         """While true, clients are told to close their connections."""
 
@@ -96,8 +100,7 @@ class Predictor:
             return
         infer = _INFER.fullmatch(scope["path"])
         model = self._champion()
-        named = model.lines if model is not None else f"levada-model: {self._pipeline.name}\r\n".encode()
-        extra = [tuple(line.split(b": ", 1)) for line in named.split(b"\r\n")[:-1]]
+        extra = _headers(model.lines if model is not None else f"levada-model: {self._pipeline.name}\r\n".encode())
         if self.draining:
             extra.append((b"connection", b"close"))
         if infer is None and scope["path"] != "/predict" and scope["http_version"] in ("1.0", "1.1"):
@@ -105,7 +108,9 @@ class Predictor:
             return
         begin = time.perf_counter()
         try:
-            status, media_type, body = 200, JSON, await self._predict(scope, receive, model, infer)
+            body, name = await self._predict(scope, receive, model, infer)
+            status, media_type = 200, JSON
+            extra += _headers(named(name)) if name else []
         except Exception as error:
             problem = error if isinstance(error, Problem) else failed(error)
             status, media_type, body = problem.status, MEDIA_TYPE, problem.body()
@@ -132,7 +137,7 @@ class Predictor:
         # FastAPI takes longer to load than all else here together, and many predictors are never asked by it.
         from levada.serving.admin import admin
 
-        return admin(self._pipeline, self._champion, self._ready, secured=self._keys is not None)
+        return admin(self._pipeline, self._champion, self._ready, secured=self._keys is not None, kept=self._kept)
 
     def _admit(self, given: Headers, *, host: bool = True) -> dict[bytes, bytes]:
         """The headers of a request that may be answered."""
@@ -148,7 +153,8 @@ class Predictor:
 
     async def _predict(
         self, scope: Scope, receive: Receive, model: Loaded | None, infer: re.Match[str] | None
-    ) -> bytes:
+    ) -> tuple[bytes, bytes]:
+        """The answer, and the name of the request."""
         if scope["http_version"] not in ("1.0", "1.1"):
             raise Problem(400, "this is not HTTP/1.1")
         if scope["method"] != "POST":
@@ -170,9 +176,14 @@ class Predictor:
                 answer, found = await run(self._large, _answer, model, body, infer is not None, wanted)
         finally:
             self._bodies.release(body)
+        name = self._name(headers, len(found.rows))
         self._counts.scored(len(found.rows))
-        self._mirror(model, *found)
-        return answer
+        self._mirror(model, *found, [(name, len(found.rows))])
+        return answer, name
+
+
+def _headers(lines: bytes) -> list[Any]:
+    return [tuple(line.split(b": ", 1)) for line in lines.split(b"\r\n")[:-1]]
 
 
 class _Found(NamedTuple):

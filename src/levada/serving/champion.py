@@ -21,6 +21,7 @@ from levada.http.problem import Problem
 from levada.scoring import OnnxModel, ScoringError
 from levada.serving.cache import Cache
 from levada.serving.loaded import Loaded
+from levada.serving.quality import Quality
 from levada.serving.registry import Registry, Version
 
 _FIRST: Final = 50
@@ -74,6 +75,7 @@ class Watcher:
         self._told: set[tuple[str, str]] = set()
         self._failed: dict[str, tuple[Version, float]] = {}
         self._nothing_promoted = False
+        self._quality = Quality()
         self.champion: Loaded | None = None
         self.challenger: Loaded | None = None
         """The newest version that the gate let live without promoting it, where it is newer than the champion."""
@@ -102,6 +104,8 @@ class Watcher:
             self._follow(alias)
             if self._shadow:
                 self._follow_challenger()
+            if self.champion is not None and self.champion.version in self._versions:
+                self._quality.show(self._name, self._versions[self.champion.version])
         except (httpx.HTTPError, KeyError, ValueError) as error:
             POLL_ERRORS.labels(self._name).inc()
             log.warning("the registry cannot be read", model=self._name, error=f"{type(error).__name__}: {error}")

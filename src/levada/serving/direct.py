@@ -26,7 +26,12 @@ _PROBLEM_LINE: Final = b"content-type: " + MEDIA_TYPE + b"\r\n"
 
 Read = Callable[[Loaded, bytes], tuple[Sequence[Row], Write]]
 """Rows of a body, and how to answer; raises :class:`Problem` or one of NOT_PLAIN."""
-Mirror = Callable[[Loaded, Sequence[Row], Outcomes, Scores], None]
+Name = Callable[[dict[bytes, bytes], int], bytes]
+"""The event id of a request with these headers and so many rows, or what the ids of the rows are made from; nothing for
+one that is not kept. Raises :class:`Problem` for an id that cannot be one."""
+Asked = Sequence[tuple[bytes, int]]
+"""The name of each request, and how many of the rows are its own."""
+Mirror = Callable[[Loaded, Sequence[Row], Outcomes, Scores, Asked], None]
 """Is shown what was answered."""
 
 log = structlog.get_logger()
@@ -35,10 +40,10 @@ log = structlog.get_logger()
 class _Waiting:
     """A request that is checked and waits for the next run."""
 
-    __slots__ = ("begin", "exchange", "model", "rows", "write")
+    __slots__ = ("begin", "exchange", "model", "name", "rows", "write")
 
-    def __init__(self, exchange: Exchange, model: Loaded, rows: Sequence[Row], write: Write) -> None:
-        self.exchange, self.model, self.rows, self.write = exchange, model, rows, write
+    def __init__(self, exchange: Exchange, model: Loaded, rows: Sequence[Row], write: Write, name: bytes) -> None:
+        self.exchange, self.model, self.rows, self.write, self.name = exchange, model, rows, write, name
         self.begin = time.perf_counter()
 
 
@@ -48,24 +53,27 @@ class Direct:
     def __init__(
         self,
         champion: Callable[[], Loaded | None],
-        admit: Callable[[Sequence[tuple[bytes, bytes]]], object],
+        admit: Callable[[Sequence[tuple[bytes, bytes]]], dict[bytes, bytes]],
         reads: Mapping[bytes, Read],
         counts: Counts,
+        name: Name,
         mirror: Mirror,
     ) -> None:
         """Answer by the model that ``champion`` gives.
 
         Args:
             champion: the model that answers now.
-            admit: raises :class:`Problem` for headers of a request that is not to be answered.
+            admit: the headers by name; raises :class:`Problem` for a request that is not to be answered.
             reads: how the body of each target is read.
             counts: the metrics.
+            name: names requests.
             mirror: is shown rows and answers.
         """
         self._champion = champion
         self._admit = admit
         self._reads = reads
         self._counts = counts
+        self._name = name
         self._mirror = mirror
         self._waiting: list[_Waiting] = []
 
@@ -75,13 +83,14 @@ class Direct:
         if read is None or model is None or len(body) > INLINE_BYTES:
             return False
         try:
-            self._admit(exchange.headers)
+            headers = self._admit(exchange.headers)
             rows, write = read(model, body)
+            name = self._name(headers, len(rows))
         except (Problem, *NOT_PLAIN):
             return False
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(_Waiting(exchange, model, rows, write))
+        self._waiting.append(_Waiting(exchange, model, rows, write, name))
         return True
 
     def _flush(self) -> None:
@@ -105,17 +114,23 @@ class Direct:
         begin, now = 0, time.perf_counter()
         for each in asked:
             end = begin + len(each.rows)
-            each.exchange.respond(200, head, each.write(model, outcomes[begin:end], scores[begin:end]))
+            lines = head + named(each.name) if each.name else head
+            each.exchange.respond(200, lines, each.write(model, outcomes[begin:end], scores[begin:end]))
             self._counts.seconds.observe(now - each.begin)
             begin = end
         self._counts.answered(200, len(asked))
         self._counts.scored(len(rows))
-        self._mirror(model, rows, outcomes, scores)
+        self._mirror(model, rows, outcomes, scores, [(each.name, len(each.rows)) for each in asked])
 
     def _refuse(self, asked: _Waiting, error: Exception) -> None:
         problem = error if isinstance(error, Problem) else failed(error)
         self._counts.answered(problem.status)
         asked.exchange.respond(problem.status, _PROBLEM_LINE + asked.model.lines, problem.body())
+
+
+def named(name: bytes) -> bytes:
+    """The line of an answer's head that tells the id under which a prediction is kept."""
+    return b"levada-event-id: %b\r\n" % name
 
 
 def failed(error: Exception) -> Problem:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from levada.event import MAX_EVENT_ID
 from levada.http.problem import MEDIA_TYPE
-from levada.http.request import JSON
+from levada.http.request import JSON, MAX_BATCH_KEY
 from levada.pipeline import Field, Pipeline
 from levada.serving.forms import MAX_INSTANCES
 
@@ -44,8 +45,15 @@ _PROBLEM: Final = {
 }
 
 
-def with_predictions(document: dict[str, Any], pipeline: Pipeline, *, secured: bool) -> dict[str, Any]:
-    """A description with the operations that ask for predictions added; ``secured`` if they need an API key."""
+def with_predictions(document: dict[str, Any], pipeline: Pipeline, *, secured: bool, kept: bool) -> dict[str, Any]:
+    """A description with the operations that ask for predictions added.
+
+    Args:
+        document: what there is without them.
+        pipeline: the declaration.
+        secured: whether they need an API key.
+        kept: whether predictions are kept under event ids.
+    """
     operations = {
         "/predict": _operation(
             "predict", f"Predict {pipeline.model.label if pipeline.model else 'the label'} from raw features",
@@ -59,6 +67,10 @@ def with_predictions(document: dict[str, Any], pipeline: Pipeline, *, secured: b
             "infer_version" if path else "infer", "Predict, by the Open Inference Protocol",
             _tensors(pipeline), _TENSORS_BACK, parameters, set(), secured,
         )  # fmt: skip
+    if kept:
+        for operation in operations.values():
+            operation["parameters"] = [*operation["parameters"], _KEY]
+            operation["responses"]["200"]["headers"]["levada-event-id"] = {"schema": {"type": "string"}}
     document["paths"] |= {path: {"post": operation} for path, operation in operations.items()}
     if secured:
         document.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -68,6 +80,12 @@ def with_predictions(document: dict[str, Any], pipeline: Pipeline, *, secured: b
 _PROBABILITIES: Final = {
     "name": "probabilities", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]},
     "description": "Whether the probability of each label is wanted, too",
+}  # fmt: skip
+
+_KEY: Final = {
+    "name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": f"^[!-~]{{1,{MAX_EVENT_ID}}}$"},
+    "description": "The event id under which the prediction is kept. Those of several rows get it with a hyphen and "
+    f"the number of the row, from 1; then it may have {MAX_BATCH_KEY} characters.",
 }  # fmt: skip
 
 

@@ -6,6 +6,9 @@ import contextlib
 import logging
 import threading
 from pathlib import Path
+from typing import Any, Final
+
+import structlog
 
 from levada import process
 from levada.config import PredictorSettings, Settings, read_secret, required
@@ -16,8 +19,12 @@ from levada.pipeline import Pipeline
 from levada.serving.app import Predictor
 from levada.serving.cache import Cache
 from levada.serving.champion import Watcher
+from levada.serving.log import PredictionLog
 from levada.serving.registry import Registry
 from levada.serving.shadow import Shadow
+
+_KEEP_SECONDS: Final = 12.0
+"""How long a process that stops waits for its predictions to be kept."""
 
 
 def serve(settings: Settings, pipeline: Pipeline) -> None:
@@ -31,7 +38,14 @@ def serve(settings: Settings, pipeline: Pipeline) -> None:
     registry = Registry(required(settings.mlflow, "LEVADA_MLFLOW__URI").uri)
     shadows = pipeline.serving.challenger == "shadow"
     watcher = Watcher(registry, Cache(chosen.cache, pipeline.name), pipeline.name, key, shadow=shadows)
-    shadow = Shadow(pipeline.name, lambda: watcher.challenger)
+    kept = _log(settings, pipeline)
+    shadow = Shadow(pipeline.name, lambda: watcher.challenger, *([kept.shadow] if kept is not None else []))
+    mirrors = [*([kept.mirror] if kept is not None else []), *([shadow.mirror] if shadows else [])]
+
+    def mirror(*answered: Any) -> None:
+        for each in mirrors:
+            each(*answered)
+
     keys = _keys(chosen.api_keys_file)
     app = Predictor(
         pipeline,
@@ -39,7 +53,8 @@ def serve(settings: Settings, pipeline: Pipeline) -> None:
         lambda: watcher.ready,
         chosen.max_body_bytes,
         keys=(lambda: keys.value) if keys is not None else None,
-        mirror=shadow.mirror,
+        name=kept.name if kept is not None else None,
+        mirror=mirror,
     )
 
     def main(stop: threading.Event) -> None:
@@ -47,9 +62,27 @@ def serve(settings: Settings, pipeline: Pipeline) -> None:
         threading.Thread(target=watcher.run, args=(stop, chosen.poll_seconds), name="watcher", daemon=True).start()
         if shadows:
             threading.Thread(target=shadow.run, args=(stop,), name="shadow", daemon=True).start()
+        answered = threading.Event()
+        keeper = threading.Thread(target=kept.run, args=(answered,), name="log", daemon=True) if kept else None
+        if keeper is not None:
+            keeper.start()
         run(answer(app, chosen, stop, keys))
+        answered.set()
+        if keeper is not None:
+            keeper.join(_KEEP_SECONDS)
 
     process.run(main, settings, ready=lambda: watcher.ready)
+
+
+def _log(settings: Settings, pipeline: Pipeline) -> PredictionLog | None:
+    """Where predictions are kept, if they are."""
+    stream = pipeline.predictions
+    if stream is None:
+        return None
+    if settings.kafka is None:
+        structlog.get_logger().warning("predictions are not kept: LEVADA_KAFKA__BOOTSTRAP is not set")
+        return None
+    return PredictionLog(settings.kafka, pipeline.name, stream, pipeline.serving.logged)
 
 
 def _keys(path: Path | None) -> Reloaded[ApiKeys] | None:

@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from levada.serving.direct import Asked, Mirror
 from levada.serving.forms import BadRows, Row
 from levada.serving.loaded import Loaded, Outcomes, Scores
 
@@ -47,21 +48,23 @@ DROPPED: Final = Counter("levada_shadow_dropped_total", "Rows that the challenge
 
 log = structlog.get_logger()
 
-_Item = tuple[Loaded, Sequence[Row], Outcomes, Scores]
+_Item = tuple[Loaded, Sequence[Row], Outcomes, Scores, Asked]
 
 
 class Shadow:
     """The queue and the thread of one model."""
 
-    def __init__(self, name: str, challenger: Callable[[], Loaded | None]) -> None:
+    def __init__(self, name: str, challenger: Callable[[], Loaded | None], keep: Mirror = lambda *_: None) -> None:
+        """Compare with the model that ``challenger`` gives; ``keep`` is shown what that says."""
         self._name = name
         self._challenger = challenger
+        self._keep = keep
         self._queue: deque[_Item] = deque()
         self._put = self._taken = 0  # each is written by one thread
         self._busy = DROPPED.labels(name, "busy")
         self._asked: tuple[Loaded | None, int, int] = (None, 0, 0)
 
-    def mirror(self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores) -> None:
+    def mirror(self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores, asked: Asked) -> None:
         """Show what was answered; never waits."""
         if self._challenger() is None:
             return
@@ -69,7 +72,7 @@ class Shadow:
             self._busy.inc(len(rows))
             return
         self._put += len(rows)
-        self._queue.append((model, rows, outcomes, scores))
+        self._queue.append((model, rows, outcomes, scores, asked))
 
     def run(self, stop: threading.Event) -> None:
         """Compare until ``stop``."""
@@ -107,6 +110,7 @@ class Shadow:
         begin = time.perf_counter()
         found, its = challenger.score(rows)
         taken = time.perf_counter() - begin
+        self._keep(challenger, rows, found, its, [request for item in shown for request in item[4]])
         labels = (self._name, challenger.version)
         said = [model.label(outcome) for item in shown for outcome in item[2]]
         same = sum(_same(one, challenger.label(other)) for one, other in zip(said, found, strict=True))

@@ -21,13 +21,11 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 from numpy.typing import NDArray
 
 from levada import event, lake, rules
-from levada.event import EventError
+from levada.event import MAX_EVENT_ID, EventError
 from levada.pipeline import Pipeline, seconds
 from levada.stream import vector
 from levada.stream.dead import DeadLetter
 
-MAX_EVENT_ID: Final = 64
-"""Longest event id, in characters."""
 LATE: Final = "late"
 """The rule of a dead letter whose event lies further back than ``lake.lateHorizon``."""
 

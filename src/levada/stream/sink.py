@@ -1,4 +1,4 @@
-"""The sink: one process that carries one pipeline's events from its topic to its table.
+"""The sink: one process that carries a pipeline's events from its topic to its table, and its predictions beside them.
 
 Work is done in *sessions*. A session claims the table, reads from the offsets that the table names, and commits rows
 and offsets together. Whatever goes wrong ends it: the buffer is dropped and the next session starts from the table
@@ -12,7 +12,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -46,6 +47,8 @@ _FULL_BYTES: Final = 32 * 1024 * 1024
 _MAX_BACKOFF: Final = 30.0
 _READY_SECONDS: Final = 60.0
 _LIVE_SECONDS: Final = 300.0
+
+_PREDICTIONS_SHARE: Final = 10  # the part of the window's ids that predictions may have
 
 _CLOCK_SECONDS: Final = 86_400.0  # a row's stamp may be ahead of this machine's clock; look that far
 
@@ -406,5 +409,34 @@ def run(settings: Settings) -> None:
     if "jemalloc" in pa.supported_memory_backends():
         # The default pool keeps what it once had; under a pod's memory limit that is what kills.
         pa.set_memory_pool(pa.jemalloc_memory_pool())
-    sink = Sink(settings, load_pipeline(settings.pipelines, name))
-    process.run(sink.run, settings, ready=sink.ready, live=sink.live)
+    sinks = [
+        Sink(_for_predictions(settings) if number else settings, stream)
+        for number, stream in enumerate(load_pipeline(settings.pipelines, name).streams)
+        if settings.sink.index < stream.stream.replicas or not number
+    ]
+    process.run(
+        lambda stop: run_all(sinks, stop),
+        settings,
+        ready=lambda: all(sink.ready() for sink in sinks),
+        live=lambda: all(sink.live() for sink in sinks),
+    )
+
+
+def _for_predictions(settings: Settings) -> Settings:
+    # They come again only where a request is repeated, so few ids do; what there is of memory is the events'.
+    window = settings.sink.window_ids // _PREDICTIONS_SHARE
+    return settings.model_copy(update={"sink": settings.sink.model_copy(update={"window_ids": window})})
+
+
+def run_all(sinks: Sequence[Sink], stop: threading.Event) -> None:
+    """Carry several streams side by side until ``stop`` is set.
+
+    Raises:
+        Exception: one of them has ended by it; the others have finished what they had begun.
+    """
+    with ThreadPoolExecutor(len(sinks), "sink") as threads:
+        running = [threads.submit(sink.run, stop) for sink in sinks]
+        wait(running, return_when=FIRST_EXCEPTION)
+        stop.set()
+    for each in running:
+        each.result()

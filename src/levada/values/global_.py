@@ -65,7 +65,9 @@ class KafkaUsers(Block):
     collector: Credentials
     """Writes events."""
     sink: Credentials
-    """Reads events, writes dead letters."""
+    """Reads events and predictions, writes dead letters."""
+    predictor: Credentials
+    """Writes what was predicted; for an external Kafka, needed where predictions are logged."""
     loader: Credentials
     """Reads events by ranges of offsets; optional for an external Kafka."""
     metrics: Credentials

@@ -171,8 +171,18 @@ def _start(kind: str, model: Trained, folder: Path) -> tuple[subprocess.Popen[by
 
 
 @contextmanager
-def predictor(model: Trained, folder: Path, mlflow: FakeMlflow, *, shadow: bool = False) -> Iterator[Server]:
-    """Ours: the real process with keys and metrics, and a registry that is a thread of the bench."""
+def predictor(
+    model: Trained, folder: Path, mlflow: FakeMlflow, *, shadow: bool = False, kafka: str = ""
+) -> Iterator[Server]:
+    """Ours: the real process with keys and metrics, and a registry that is a thread of the bench.
+
+    Args:
+        model: what it serves.
+        folder: a new one for its files.
+        mlflow: the registry.
+        shadow: whether it asks a challenger, too.
+        kafka: address of a broker to which it logs its predictions.
+    """
     folder.mkdir()
     mlflow.promote("1", model.onnx)
     if shadow:
@@ -180,6 +190,8 @@ def predictor(model: Trained, folder: Path, mlflow: FakeMlflow, *, shadow: bool 
     declared = {**model.declared, "serving": {"challenger": "shadow" if shadow else "none"}}
     python = str(image() / "bin" / "python")
     settings = {"LEVADA_PREDICTOR__POLL_SECONDS": "5", "PYTHONPATH": str(ROOT / "src")}
+    if kafka:
+        settings |= {"LEVADA_KAFKA__BOOTSTRAP": kafka, "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT"}
     begin = time.monotonic()
     with pinned():
         process = Process(folder, mlflow.uri, declared, wait=False, python=python, **settings)

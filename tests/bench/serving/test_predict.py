@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
+from tests.unit.ingest.kafka import MockKafka
 from tests.unit.serving.conftest import mlflow_server
 
 from .models import Trained, train
@@ -80,6 +82,12 @@ def wrk(measured: Measured, seconds: float, folder: Path) -> None:
         values.append(float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit])
 
 
+def counter(server: Server, name: str) -> float:
+    """One of a predictor's counters."""
+    text = httpx.get(server.url.replace("/predict", "/metrics")).text
+    return float(re.search(rf"^levada_{name}_total{{[^}}]*}} (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
 def tail(server: Server, rate: float) -> tuple[float, float]:
     """p50 and p99 in milliseconds at a fixed rate."""
     port = str(urlsplit(server.url).port)
@@ -113,6 +121,13 @@ def servers(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory
         registry = running.enter_context(mlflow_server())
         found["levada linear, shadow"] = running.enter_context(
             predictor(models["linear"], folder / "shadow", registry, shadow=True)
+        )
+        broker = MockKafka()
+        running.callback(broker.kill)
+        broker.make_topic("things.predictions")
+        registry = running.enter_context(mlflow_server())
+        found["levada linear, logged"] = running.enter_context(
+            predictor(models["linear"], folder / "logged", registry, kafka=broker.bootstrap)
         )
         yield found
 
@@ -152,11 +167,15 @@ def test_cost_of_a_prediction(servers: dict[str, Server], tmp_path: Path) -> Non
     print(f"| linear, naive | {naive.cost / ours.cost:.0f} | {ours.rate / naive.rate:.0f} | |")
     shadowed = cases["levada linear, shadow"]
     print(f"| with a challenger in shadow | {ours.cost / shadowed.cost:.2f} | {shadowed.rate / ours.rate:.2f} | |")
+    logged = cases["levada linear, logged"]
+    print(f"| with predictions logged | {ours.cost / logged.cost:.2f} | {logged.rate / ours.rate:.2f} | |")
+    answered, kept = (counter(logged.server, name) for name in ("predict_rows", "prediction_log_rows"))
+    print(f"kept at the best rate: {kept / answered:.0%} of {answered:.0f} predictions")
 
 
 @pytest.mark.row(53, process=True, part="the tail")
 def test_tail_at_half_of_the_best_rate(servers: dict[str, Server], tmp_path: Path) -> None:
-    for name in ("levada linear", "levada forest", "levada linear, shadow"):
+    for name in ("levada linear", "levada forest", "levada linear, shadow", "levada linear, logged"):
         measured = Measured(servers[name], 1)
         wrk(measured, SECONDS, tmp_path)
         rate = measured.rate / 2

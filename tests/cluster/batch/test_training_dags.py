@@ -64,6 +64,7 @@ def test_every_pipeline_with_a_model_has_a_dag_that_parses_without_io(line: Line
         "train": [["train", 2, ["promote"]], ["promote", 2, []]],
         "approve": [["promote", 0, []]],
         "rollback": [["rollback", 0, []]],
+        "watch": [["watch", 2, []]],
     }
     assert found["dags"] == {
         f"{name}-{action}": {"tasks": each, "max_active_runs": 1, "catchup": False, "tags": ["levada"]}

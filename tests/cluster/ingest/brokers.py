@@ -35,7 +35,7 @@ from levada.ingest.broker import InSync, Node
 from levada.ingest.topics import User
 from tests.chart.render import render
 
-CLIENTS = ("collector", "sink", "loader", "metrics")
+CLIENTS = ("collector", "sink", "predictor", "loader", "metrics")
 _CLUSTER_ID = "threebrokersonloopba" + "AA"
 _STOP_SECONDS = 120
 """What the chart gives a broker to stop in."""

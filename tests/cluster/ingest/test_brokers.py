@@ -152,6 +152,7 @@ def test_a_client_without_credentials_is_refused(kafka: Brokers) -> None:
 def test_a_client_without_the_right_is_refused(kafka: Brokers) -> None:
     for user, topic in [
         ("sink", "numbers"),
+        ("predictor", "numbers"),
         ("loader", "numbers"),
         ("metrics", "numbers"),
         ("collector", "numbers.dead"),

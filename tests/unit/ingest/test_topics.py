@@ -60,7 +60,7 @@ def test_each_client_may_do_what_it_needs_and_no_more() -> None:
         ("User:metrics-user", "DESCRIBE", "GROUP", "*", literal),
         ("User:metrics-user", "DESCRIBE", *cluster),
     }
-    with pytest.raises(TopicsError, match="none of collector, sink, loader, admin, metrics"):
+    with pytest.raises(TopicsError, match="none of collector, sink, predictor, loader, admin, metrics"):
         rights([User("spy", "spy", "x")], [])
 
 
@@ -83,6 +83,29 @@ def test_a_screen_adds_a_topic_that_the_collector_writes_and_the_admin_releases_
     topics_of = {(name, what) for _, what, kind, name, _ in admin if kind == "TOPIC"}
     assert topics_of == {
         (name, what) for name in ("iris", "iris.dead", "iris.review") for what in ("READ", "WRITE", "DESCRIBE")
+    }
+
+
+def test_logged_predictions_have_topics_that_the_predictor_writes_and_the_sink_reads() -> None:
+    modelled = {"fields": {"n": {"type": "long"}, "kind": {"type": "string"}}, "model": {"label": "kind"}}
+    logging = parse_pipeline(modelled, "iris")
+    topics = ("iris.predictions", "iris.predictions.dead")
+    assert [spec.name for spec in specs([logging])] == ["iris", "iris.dead", *topics]
+    users = [User(client, client, "x") for client in ("predictor", "collector", "sink", "loader", "admin")]
+    silent = parse_pipeline({**modelled, "serving": {"logged": 0}}, "iris")
+    assert [spec.name for spec in specs([silent])] == ["iris", "iris.dead"]
+    assert [acl for acl in granted(users, [silent]) if acl[0] == "User:predictor"] == [
+        ("User:predictor", "IDEMPOTENT_WRITE", "BROKER", "kafka-cluster", "LITERAL")
+    ]
+    more = {(user, what, name) for user, what, _, name, _ in granted(users, [logging]) - granted(users, [silent])}
+    assert more == {
+        ("User:predictor", "WRITE", "iris.predictions"),
+        ("User:predictor", "DESCRIBE", "iris.predictions"),
+        ("User:sink", "READ", "iris.predictions"),
+        ("User:sink", "DESCRIBE", "iris.predictions"),
+        ("User:sink", "WRITE", "iris.predictions.dead"),
+        ("User:sink", "DESCRIBE", "iris.predictions.dead"),
+        *(("User:admin", what, name) for what in ("READ", "WRITE", "DESCRIBE") for name in topics),
     }
 
 

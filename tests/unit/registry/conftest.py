@@ -157,7 +157,7 @@ def settings(
     tmp_path: Path, catalog: SqlCatalog, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     """Settings whose lake is :func:`catalog` and whose MLflow is a folder."""
-    for module in ("train", "promote", "evaluate", "replay"):
+    for module in ("train", "promote", "evaluate", "replay", "watch"):
         monkeypatch.setattr(f"levada.registry.{module}.catalog", lambda _: catalog)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     key = tmp_path / "key"

@@ -13,6 +13,7 @@ from levada.evidence import GATE_TAG, SIGNATURE_TAG
 from levada.serving.cache import Cache
 from levada.serving.champion import Watcher
 from levada.serving.registry import Registry
+from levada.watched import WATCH_TAG, Watched
 
 from .conftest import KEY, FakeMlflow, Stored
 
@@ -319,3 +320,44 @@ def test_the_newest_version_that_was_not_refused_is_the_challenger(
     assert challenger(watcher) is None
     assert watcher.champion is not None
     assert watcher.champion.version == "7"
+
+
+@pytest.mark.row(55, part="drift and quality of a model")
+def test_what_was_watched_is_shown_and_stays_while_the_registry_is_away(
+    mlflow: FakeMlflow, watcher: Watcher, make_model: Make
+) -> None:
+    def shown(name: str, **labels: str) -> float | None:
+        return REGISTRY.get_sample_value(f"levada_model_{name}", {"name": "things", "version": "1", **labels})
+
+    mlflow.promote("1", make_model())
+    watcher.look()
+    assert shown("watch_alarms") is None
+    found = Watched(
+        "2026-11-28T10:00:00+00:00", 900, "accuracy", 120, 0.91, 0.95, 0.03, {"x": 0.31, "kind": 0.02}, 0.2, ("x: …",)
+    )
+    mlflow.versions["1"].tags[WATCH_TAG] = found.to_json()
+    watcher.look()
+    mlflow.broken = True
+    watcher.look()
+    assert (shown("quality", metric="accuracy"), shown("quality_frozen", metric="accuracy")) == (0.91, 0.95)
+    assert (shown("drift_psi", field="x"), shown("drift_psi", field="kind")) == (0.31, 0.02)
+    assert (shown("watch_alarms"), shown("watch_rows"), shown("watch_labelled_rows")) == (1, 900, 120)
+    assert shown("calibration_error") == 0.03
+    assert shown("watch_timestamp_seconds") == 1795860000
+    mlflow.broken = False
+    few = Watched("2026-11-28T11:00:00+00:00", 3, "accuracy", note="3 predictions are logged")
+    mlflow.versions["1"].tags[WATCH_TAG] = few.to_json()
+    watcher.look()
+    assert (shown("quality", metric="accuracy"), shown("drift_psi", field="x"), shown("watch_alarms")) == (
+        None,
+        None,
+        0,
+    )
+    mlflow.versions["1"].tags[WATCH_TAG] = '{"at": 7}'  # by another hand
+    watcher.look()
+    assert shown("watch_rows") is None
+    assert serving(watcher) == "1"
+    mlflow.versions["1"].tags[WATCH_TAG] = found.to_json()
+    mlflow.promote("2", make_model(("a", "b")))
+    watcher.look()
+    assert shown("watch_rows") is None  # of another version

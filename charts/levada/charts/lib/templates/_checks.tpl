@@ -23,7 +23,14 @@ The rooms' values may be missing: Helm takes them away with a room that is switc
 {{- if not $kafka.bootstrap }}
 global.kafka.bootstrap is empty: an external Kafka needs its addresses, host:port,host:port
 {{- end -}}
-{{- range $user, $used := dict "admin" $topics "collector" (or $collects $topics) "sink" (or $sinks $topics) "metrics" $topics -}}
+{{- $serving := .Values.serving | default dict -}}
+{{- $logs := false -}}
+{{- if and $serving.enabled ($serving.predictor | default dict).enabled -}}
+{{- range include "lib.pipelines" . | fromYaml -}}
+{{- if include "lib.logs" . }}{{ $logs = true }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- range $user, $used := dict "admin" $topics "collector" (or $collects $topics) "sink" (or $sinks $topics) "metrics" $topics "predictor" $logs -}}
 {{- if and $used (not (get $kafka.users $user).existingSecret) }}
 global.kafka.users.{{ $user }}.existingSecret is empty: an external Kafka needs a Secret with username and password there
 {{- end -}}

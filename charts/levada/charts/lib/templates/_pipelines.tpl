@@ -8,3 +8,8 @@
 {{- end -}}
 {{- toYaml $pipelines -}}
 {{- end -}}
+
+{{/* Whether predictions of a pipeline are logged: "true", or nothing. */}}
+{{- define "lib.logs" -}}
+{{- if and .model (dig "serving" "enabled" true .) (gt (dig "serving" "logged" 1.0 . | float64) 0.0) }}true{{ end -}}
+{{- end -}}

@@ -1,6 +1,6 @@
 {{/*
 What a part needs of the line, declared once in part.uses, from which environment, mounts and volumes follow:
-  kafka          the client it is: collector, sink, admin
+  kafka          the client it is: collector, sink, predictor, admin
   kafkaUsers     the clients that it makes
   postgres       the database whose owner it is: lake, airflow, mlflow; or admin
   postgresRoles  the databases whose owners it makes

@@ -1,0 +1,73 @@
+"""What was found when the champion's predictions were looked at: a tag of its version, which people and programs read.
+
+It decides nothing, so it is not signed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+WATCH_TAG: Final = "levada.watch"
+
+
+@dataclass(frozen=True)
+class Shadowed:
+    """What a challenger in shadow said to what the champion was asked."""
+
+    version: str
+    rows: int
+    """Predictions of both that are in the lake."""
+    agreement: float
+    """Share of them that are the same; of a regression, within 1 %."""
+    labelled: int = 0
+    """Of them, those whose label has come."""
+    value: float | None = None
+    """The gate's metric of the challenger on the labelled ones; None where it needs all probabilities, or none came."""
+    champion_value: float | None = None
+    """The same of the champion."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One look at a champion."""
+
+    at: str
+    """RFC 3339, UTC."""
+    rows: int
+    """The newest logged predictions that were looked at."""
+    metric: str
+    """The gate's."""
+    labelled: int = 0
+    """Of the rows, those whose label has come."""
+    value: float | None = None
+    """The metric on the labelled rows; None while they are too few."""
+    frozen_value: float | None = None
+    """The metric on the frozen evaluation set."""
+    calibration: float | None = None
+    """Expected calibration error on the labelled rows."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """Field → population stability index against the champion's training data; the label's is of what was predicted."""
+    bound: float = 0.0
+    """The index above which a field raises the alarm, if chance does not explain it."""
+    alarms: tuple[str, ...] = ()
+    note: str = ""
+    """What could not be told, and why."""
+    shadow: Shadowed | None = None
+
+    def to_json(self) -> str:
+        """One JSON object; :meth:`from_json` reads it."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Watched:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, TypeError: it is no such thing.
+        """
+        raw: dict[str, Any] = json.loads(text)
+        shadow = raw.pop("shadow", None)
+        alarms = tuple(raw.pop("alarms", ()))
+        return cls(**raw, alarms=alarms, shadow=Shadowed(**shadow) if shadow is not None else None)
