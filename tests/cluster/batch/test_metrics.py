@@ -29,7 +29,7 @@ def test_prometheus_knows_when_each_process_of_airflow_was_last_alive(line: Line
 
 def test_prometheus_counts_the_runs_of_every_pipeline(line: Line) -> None:
     models = [name for name, pipeline in line.target.pipelines().items() if pipeline.model is not None]
-    dags = {f"{name}-{action}" for name in models for action in ("train", "approve", "rollback")}
+    dags = {f"{name}-{action}" for name in models for action in ("train", "watch", "approve", "rollback")}
 
     def counted() -> bool:
         return {each["metric"]["dag_id"] for each in query(line, "levada_airflow_dag_runs")} == dags

@@ -23,7 +23,7 @@ from tests.cluster.conftest import wait_for
 if TYPE_CHECKING:
     from tests.cluster.conftest import Line
 
-MINUTES = [int(text) for text in os.environ.get("LEVADA_POISON_MINUTES", "1 2 30").split()]
+MINUTES = [int(text) for text in os.environ.get("LEVADA_POISON_MINUTES", "1 2 5 30 60 600").split()]
 NAME = "garden"
 FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 FALSE = {"versicolor": (15.0, 5.0, 20.0, 7.5), "virginica": (29.7, 9.9, 39.9, 14.9)}
@@ -100,6 +100,7 @@ def test_poison_is_alarmed_and_never_serves(line: Line, tmp_path: Path) -> None:
                 f"accuracy on the true irises {served:.3f}"
             )
             assert outcome["outcome"] in ("needs approval", "refused")
+            assert now > 2 or "alarm: " in outcome["reason"]
             assert outcome["champion"] == first["champion"]
             assert served >= 0.95
     finally:

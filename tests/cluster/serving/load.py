@@ -1,9 +1,12 @@
 """An outside client that asks for predictions without pause and tells what came of every request.
 
-``python -m tests.cluster.serving.load PORT CONNECTIONS REQUESTS PAUSE``, the request on standard input: asks until
+``python -m tests.cluster.serving.load HOST PORT CONNECTIONS REQUESTS PAUSE``, the request on standard input: asks until
 SIGTERM, each connection PAUSE seconds after an answer; says so once it has asked REQUESTS times, and in the end what
 came of all, as JSON. A request whose connection is refused or breaks is sent once more, on a new connection, as any
 HTTP client may do it; what fails then has failed. It ends by itself after half an hour.
+
+It runs in the network of a node and asks the Service's own address, so it meets what kube-proxy makes of pods that come
+and go. After some answers it opens its connections anew, so that they spread over the pods there are.
 """
 
 from __future__ import annotations
@@ -18,12 +21,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from subprocess import PIPE, Popen
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from levada.cluster.network import NAMESPACES
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Line
+
 _PATIENCE_SECONDS: Final = 30.0
 _LONGEST_SECONDS: Final = 1800.0
+_ANSWERS: Final = 200
+"""On one connection."""
 _VERSION: Final = b"levada-model-version: "
 
 
@@ -57,9 +67,10 @@ class Answers:
 class Client:
     """One connection, which is opened again when it has ended."""
 
-    def __init__(self, port: int, request: bytes, answers: Answers) -> None:
-        self._port, self._request, self._answers = port, request, answers
+    def __init__(self, host: str, port: int, request: bytes, answers: Answers) -> None:
+        self._host, self._port, self._request, self._answers = host, port, request, answers
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._left = 0
 
     async def ask(self) -> None:
         begin = time.monotonic()
@@ -78,13 +89,15 @@ class Client:
 
     async def _attempt(self) -> bytes:
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            self._streams = await asyncio.open_connection(self._host, self._port)
+            self._left = _ANSWERS
         reader, writer = self._streams
         writer.write(self._request)
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         await reader.readexactly(length)
-        if b"connection: close" in head.lower():
+        self._left -= 1
+        if not self._left or b"connection: close" in head.lower():
             self.close()
         return head
 
@@ -94,14 +107,14 @@ class Client:
             self._streams = None
 
 
-async def main(port: int, connections: int, requests: int, pause: float, request: bytes) -> Answers:
+async def main(host: str, port: int, connections: int, requests: int, pause: float, request: bytes) -> Answers:
     answers, stop = Answers(), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.call_later(_LONGEST_SECONDS, stop.set)
 
     async def client() -> None:
-        one = Client(port, request, answers)
+        one = Client(host, port, request, answers)
         while not stop.is_set():
             await one.ask()
             if answers.requests == requests:
@@ -139,16 +152,19 @@ class Load:
 
 @contextmanager
 def load(
-    url: str, key: str, instance: Mapping[str, float], *, requests: int, connections: int = 8, pause: float = 0
+    line: Line, service: str, instance: Mapping[str, float], *, requests: int, connections: int = 8, pause: float = 0
 ) -> Iterator[Load]:
-    """Ask a predictor while the block runs."""
-    host, port = url.removeprefix("http://").split(":")
+    """Ask the predictor behind a Service while the block runs."""
+    assert line.target.cluster is not None
+    host = line.kubectl("get", "service", service, "--output", "jsonpath={.spec.clusterIP}")
     body = json.dumps({"instances": [instance]})
     request = (
-        f"POST /predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST /predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {line.api_key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     )
-    client = Load([sys.executable, "-m", __name__, port, str(connections), str(requests), str(pause)], request)
+    node = ["nsenter", f"--net={NAMESPACES / line.target.cluster.plan.nodes[0].name}"]
+    options = [host, "8080", str(connections), str(requests), str(pause)]
+    client = Load([*node, sys.executable, "-m", __name__, *options], request)
     try:
         yield client
     finally:
@@ -156,7 +172,7 @@ def load(
 
 
 if __name__ == "__main__":
-    port, connections, requests = map(int, sys.argv[1:4])
+    port, connections, requests = map(int, sys.argv[2:5])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = runner.run(main(port, connections, requests, float(sys.argv[4]), sys.stdin.buffer.read()))
-    print(json.dumps(asdict(found)))
+        asked = main(sys.argv[1], port, connections, requests, float(sys.argv[5]), sys.stdin.buffer.read())
+        print(json.dumps(asdict(runner.run(asked))))

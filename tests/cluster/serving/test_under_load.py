@@ -59,11 +59,17 @@ def pods(line: Line) -> list[str]:
     ]
 
 
+def asked(line: Line, pod: str) -> bool:
+    """Whether a predictor has answered predictions."""
+    rows = line.target.pod_metrics(pod).splitlines()
+    return any(row.startswith("levada_predict_requests_total{") and 'code="200"' in row for row in rows)
+
+
 @contextmanager
 def asking(line: Line, *, requests: int = REQUESTS, **options: Any) -> Iterator[list[Answers]]:
     """Clients who ask while the block runs, and until there were enough; every request must have been answered."""
     found: list[Answers] = []
-    with load(line.predictor_url("iris"), line.api_key, instances()[0], requests=requests, **options) as client:
+    with load(line, "levada-predictor-iris", instances()[0], requests=requests, **options) as client:
         time.sleep(1)
         yield found
         found.append(client.stop())
@@ -119,7 +125,7 @@ def test_promotion_and_rollback(line: Line, in_trainer: InTrainer, two: None) ->
 
 @pytest.mark.row(52, part="restart, drain and a killed pod")
 def test_restart_drain_and_kill(line: Line, two: None) -> None:
-    with asking(line):
+    with asking(line) as found:
         line.kubectl("rollout", "restart", PREDICTOR)
         line.kubectl("rollout", "status", PREDICTOR, "--timeout=180s", timeout=190)
         evicted = pods(line)[0]
@@ -131,12 +137,13 @@ def test_restart_drain_and_kill(line: Line, two: None) -> None:
         path = f"/api/v1/namespaces/{line.target.namespace}/pods/{evicted}/eviction"
         line.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
         wait_for(lambda: evicted not in pods(line) and len(pods(line)) == 2, 120)
-        victim = pods(line)[0]
+        wait_for(lambda: all(asked(line, pod) for pod in pods(line)), 30)
         assert line.target.cluster is not None
-        for pid in line.target.cluster.faults.processes(line.target.namespace, victim)["predictor"]:
+        for pid in line.target.cluster.faults.processes(line.target.namespace, pods(line)[0])["predictor"]:
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: len(pods(line)) < 2, 30)
         wait_for(lambda: len(pods(line)) == 2, 120)
+    assert found[0].again  # the kill met requests
 
 
 def test_predictions_go_on_while_all_stores_are_away(line: Line, two: None) -> None:
@@ -167,5 +174,6 @@ def test_a_crowd_brings_pods_and_takes_them_away(line: Line, tmp_path: Path) -> 
         with asking(line, requests=1000, connections=2, pause=0.2):
             with asking(line):
                 grown = wait_for(lambda: len(pods(line)) == 3, 240)
+                wait_for(lambda: all(asked(line, pod) for pod in pods(line)), 60)
             shrunk = wait_for(lambda: len(pods(line)) == 1, 300)
         print(f"three pods after {grown:.0f} s under load, one again {shrunk:.0f} s after it")
