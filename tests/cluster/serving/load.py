@@ -5,8 +5,8 @@ SIGTERM, each connection PAUSE seconds after an answer; says so once it has aske
 came of all, as JSON. A request whose connection is refused or breaks is sent once more, on a new connection, as any
 HTTP client may do it; what fails then has failed. It ends by itself after half an hour.
 
-It runs in the network of a node and asks the Service's own address, so it meets what kube-proxy makes of pods that come
-and go. After some answers it opens its connections anew, so that they spread over the pods there are.
+It runs in the network of another pod and asks the Service's own address, so it meets what kube-proxy makes of pods that
+come and go. After some answers it opens its connections anew, so that they spread over the pods there are.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from levada.cluster.network import NAMESPACES
-
 if TYPE_CHECKING:
     from tests.cluster.conftest import Line
 
 _PATIENCE_SECONDS: Final = 30.0
 _LONGEST_SECONDS: Final = 1800.0
+_REST_SECONDS: Final = 0.1
 _ANSWERS: Final = 200
 """On one connection."""
 _VERSION: Final = b"levada-model-version: "
@@ -84,6 +83,7 @@ class Client:
                 if attempt == 2 or isinstance(error, TimeoutError):
                     self._answers.requests += 1
                     self._answers.failed.append(f"{time.time():.1f} {error!r}")
+                    await asyncio.sleep(_REST_SECONDS)
                     return
                 self._answers.again += 1
 
@@ -162,9 +162,9 @@ def load(
         f"POST /predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {line.api_key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     )
-    node = ["nsenter", f"--net={NAMESPACES / line.target.cluster.plan.nodes[0].name}"]
+    neighbour = line.target.cluster.faults.processes(line.target.namespace, "levada-prometheus-0")["prometheus"]
     options = [host, "8080", str(connections), str(requests), str(pause)]
-    client = Load([*node, sys.executable, "-m", __name__, *options], request)
+    client = Load(["nsenter", f"--target={neighbour[0]}", "--net", sys.executable, "-m", __name__, *options], request)
     try:
         yield client
     finally:
