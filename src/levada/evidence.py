@@ -118,7 +118,7 @@ def newest(key: bytes, model: str, versions: Iterable[tuple[str, Mapping[str, st
             records.append(verify(key, model, version, tags))
         with contextlib.suppress(EvidenceError):
             records.append(_read(key, model, version, tags.get(ROLLBACK_TAG), tags.get(ROLLBACK_SIGNATURE_TAG)))
-    return _latest(records)
+    return latest(records)
 
 
 def claimed(versions: Iterable[Mapping[str, str]]) -> Record | None:
@@ -128,10 +128,11 @@ def claimed(versions: Iterable[Mapping[str, str]]) -> Record | None:
         for tag in (GATE_TAG, ROLLBACK_TAG):
             with contextlib.suppress(ValueError, TypeError):
                 records.append(Record.from_json(tags.get(tag, "")))
-    return _latest(records)
+    return latest(records)
 
 
-def _latest(records: Iterable[Record]) -> Record | None:
+def latest(records: Iterable[Record]) -> Record | None:
+    """The latest decision of some."""
     return max(records, key=lambda record: (record.generation, record.decided_at), default=None)
 
 

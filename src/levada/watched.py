@@ -7,9 +7,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, Field, TypeAdapter
 
 WATCH_TAG: Final = "levada.watch"
+
+
+def _moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is out of the years there are") from error
+    return text
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Moment = Annotated[str, AfterValidator(_moment)]
 
 
 @dataclass(frozen=True)
@@ -17,11 +32,11 @@ class Shadowed:
     """What a challenger in shadow said to what the champion was asked."""
 
     version: str
-    rows: int
+    rows: _Count
     """Predictions of both that are in the lake."""
     agreement: float
     """Share of them that are the same; of a regression, within 1 %."""
-    labelled: int = 0
+    labelled: _Count = 0
     """Of them, those whose label has come."""
     value: float | None = None
     """The gate's metric of the challenger on the labelled ones; None where it needs all probabilities, or none came."""
@@ -33,13 +48,13 @@ class Shadowed:
 class Watched:
     """One look at a champion."""
 
-    at: str
+    at: _Moment
     """RFC 3339, UTC."""
-    rows: int
+    rows: _Count
     """The newest logged predictions that were looked at."""
     metric: str
     """The gate's."""
-    labelled: int = 0
+    labelled: _Count = 0
     """Of the rows, those whose label has come."""
     value: float | None = None
     """The metric on the labelled rows; None while they are too few."""
@@ -65,9 +80,9 @@ class Watched:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError, TypeError: it is no such thing.
+            ValueError: it is no such thing. Nothing of a tag is believed, as any hand may write it.
         """
-        raw: dict[str, Any] = json.loads(text)
-        shadow = raw.pop("shadow", None)
-        alarms = tuple(raw.pop("alarms", ()))
-        return cls(**raw, alarms=alarms, shadow=Shadowed(**shadow) if shadow is not None else None)
+        return _READER.validate_json(text, strict=True)
+
+
+_READER: Final = TypeAdapter(Watched)

@@ -92,7 +92,7 @@ def read(target: Target, name: str) -> ModelState:
         ]
         decision = made[0] if made else latest
         (tag,) = [v["tags"].get(WATCH_TAG, "") for v in found if v["version"] == latest.champion] or [""]
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError):
             watched = Watched.from_json(tag)
     versions = [
         Version(
@@ -184,6 +184,10 @@ def _challenger(state: ModelState) -> list[str]:
     champion = state.decision.champion if state.decision is not None else None
     newest = state.versions[0] if state.versions else None
     live, shadow = state.live, state.watched.shadow if state.watched is not None else None
+    if live is not None and live.shadow_version == champion:  # promoted a moment ago
+        live = None
+    if shadow is not None and shadow.version == champion:
+        shadow = None
     number = live.shadow_version if live is not None and live.shadow_version else shadow.version if shadow else ""
     if not number and (newest is None or newest.number == champion):
         return []

@@ -178,7 +178,7 @@ class Predictor:
             self._bodies.release(body)
         name = self._name(headers, len(found.rows))
         self._counts.scored(len(found.rows))
-        self._mirror(model, *found, [(name, len(found.rows))])
+        self._mirror(model, *found, [(name, len(found.rows))], len(body))
         return answer, name
 
 

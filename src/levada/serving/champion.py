@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx
 import numpy as np
@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from levada import evidence
-from levada.evidence import ALIAS, EXAMPLE_FILE, EXAMPLE_TAG, MODEL_FILE, SNAPSHOT_TAG, EvidenceError, Outcome
+from levada.evidence import ALIAS, EXAMPLE_FILE, EXAMPLE_TAG, MODEL_FILE, SNAPSHOT_TAG, EvidenceError, Outcome, Record
 from levada.http.problem import Problem
 from levada.scoring import OnnxModel, ScoringError
 from levada.serving.cache import Cache
@@ -25,7 +25,7 @@ from levada.serving.quality import Quality
 from levada.serving.registry import Registry, Version
 
 _FIRST: Final = 50
-"""Versions that are looked at when nothing is known yet, from the newest down."""
+"""Versions that are looked at when nothing is known yet, from the newest down; later, those that are not forgotten."""
 _RECENT: Final = 5
 """The same for each later look; what an older one is decided to be is seen at the alias."""
 _AGAIN_SECONDS: Final = 60.0
@@ -45,6 +45,16 @@ REFUSED: Final = Counter(
     ["name", "reason"],
 )
 POLL_ERRORS: Final = Counter("levada_model_poll_errors_total", "Looks at the registry that failed", ["name"])
+
+
+class _Judged(NamedTuple):
+    """A version, and what the signed records in its tags say."""
+
+    version: Version
+    outcome: Outcome | None
+    """What the gate said of it; None if it did not."""
+    newest: Record | None
+    """The latest decision of gate and people."""
 
 
 class Watcher:
@@ -71,7 +81,7 @@ class Watcher:
         self._name = name
         self._key = key
         self._shadow = shadow
-        self._versions: dict[str, Version] = {}
+        self._versions: dict[str, _Judged] = {}
         self._told: set[tuple[str, str]] = set()
         self._failed: dict[str, tuple[Version, float]] = {}
         self._nothing_promoted = False
@@ -91,7 +101,11 @@ class Watcher:
     def run(self, stop: threading.Event, every: float) -> None:
         """Look about every ``every`` seconds until ``stop``."""
         while not stop.is_set():
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # without this thread the champion would never change again
+                POLL_ERRORS.labels(self._name).inc()
+                log.error("a look at the registry broke off", model=self._name, exc_info=error)
             # Replicas that start together shall not ask together for ever.
             stop.wait(every * random.uniform(0.8, 1.2))  # noqa: S311
 
@@ -100,12 +114,17 @@ class Watcher:
         try:
             alias = self._registry.alias(self._name, ALIAS)
             found = self._registry.recent(self._name, _RECENT if self._versions else _FIRST)
-            self._versions |= {version.number: version for version in (*found, *filter(None, [alias]))}
+            for version in (*found, *filter(None, [alias])):
+                self._learn(version)
+            before = self.champion, self.challenger, self._failed
             self._follow(alias)
             if self._shadow:
                 self._follow_challenger()
+            self._forget(alias)
+            if before != (self.champion, self.challenger, self._failed):  # files may have come
+                self._tidy()
             if self.champion is not None and self.champion.version in self._versions:
-                self._quality.show(self._name, self._versions[self.champion.version])
+                self._quality.show(self._name, self._versions[self.champion.version].version)
         except (httpx.HTTPError, KeyError, ValueError) as error:
             POLL_ERRORS.labels(self._name).inc()
             log.warning("the registry cannot be read", model=self._name, error=f"{type(error).__name__}: {error}")
@@ -123,8 +142,23 @@ class Watcher:
         except (httpx.HTTPError, EvidenceError, ScoringError) as error:
             log.error("the cache has no model that can serve", model=self._name, error=str(error))
 
+    def _learn(self, version: Version) -> None:
+        known = self._versions.get(version.number)
+        if known is None or known.version != version:  # else its signatures are known, too
+            one = [(version.number, version.tags)]
+            newest = evidence.newest(self._key, self._name, one)
+            self._versions[version.number] = _Judged(version, self._outcome(version), newest)
+
+    def _forget(self, alias: Version | None) -> None:
+        """Forget versions that are too old to matter, and what was told of them."""
+        kept = {*sorted(self._versions, key=int, reverse=True)[:_FIRST]}
+        kept |= {each.version for each in (self.champion, self.challenger) if each is not None}
+        kept |= {alias.number} if alias is not None else set()
+        self._versions = {number: known for number, known in self._versions.items() if number in kept}
+        self._told = {(number, reason) for number, reason in self._told if number in kept}
+
     def _follow(self, alias: Version | None) -> None:
-        newest = evidence.newest(self._key, self._name, ((v.number, v.tags) for v in self._versions.values()))
+        newest = evidence.latest(known.newest for known in self._versions.values() if known.newest is not None)
         chosen = newest.champion if newest is not None else None
         if alias is not None and alias.number != chosen:
             self._refuse(alias.number, *self._why_not(alias))
@@ -132,19 +166,19 @@ class Watcher:
         if chosen is None or (self.champion is not None and self.champion.version == chosen):
             return
         if chosen not in self._versions:
-            self._versions[chosen] = self._registry.version(self._name, chosen)
-        champion = self._try(self._versions[chosen], _SERVES)
+            self._learn(self._registry.version(self._name, chosen))
+        champion = self._try(self._versions[chosen].version, _SERVES)
         if champion is not None:
             self._swap(champion)
-            self._tidy(champion)
+            self._cache.remember(known.version for known in self._versions.values())
 
     def _follow_challenger(self) -> None:
         champion, chosen = self.champion, None
         if champion is not None:
             newer = (number for number in self._versions if int(number) > int(champion.version))
             for number in sorted(newer, key=int, reverse=True):
-                if self._outcome(self._versions[number]) in _SHADOWS:
-                    chosen = self._versions[number]
+                if self._versions[number].outcome in _SHADOWS:
+                    chosen = self._versions[number].version
                     break
         if chosen is None:
             self.challenger = None
@@ -213,12 +247,10 @@ class Watcher:
             before=before.version if before is not None else None,
         )  # fmt: skip
 
-    def _tidy(self, champion: Loaded) -> None:
-        """Keep what a start without the registry needs, and forget what is too old to matter."""
-        newest = sorted(self._versions, key=int, reverse=True)[:_FIRST]
-        self._versions = {number: self._versions[number] for number in {*newest, champion.version}}
-        self._cache.remember(self._versions.values())
-        self._cache.forget_all_but({champion.version, *newest[:_RECENT]})
+    def _tidy(self) -> None:
+        """Keep the files of what is loaded and of the newest, which may be loaded next."""
+        loaded = {each.version for each in (self.champion, self.challenger) if each is not None}
+        self._cache.forget_all_but({*loaded, *sorted(self._versions, key=int, reverse=True)[:_RECENT]})
 
     def _refuse(self, version: str, reason: str, message: str) -> None:
         # The alias is looked at every few seconds; what is wrong with it is told once.

@@ -31,8 +31,8 @@ Name = Callable[[dict[bytes, bytes], int], bytes]
 one that is not kept. Raises :class:`Problem` for an id that cannot be one."""
 Asked = Sequence[tuple[bytes, int]]
 """The name of each request, and how many of the rows are its own."""
-Mirror = Callable[[Loaded, Sequence[Row], Outcomes, Scores, Asked], None]
-"""Is shown what was answered."""
+Mirror = Callable[[Loaded, Sequence[Row], Outcomes, Scores, Asked, int], None]
+"""Is shown what was answered, and how many bytes asked for it: about what it takes to remember that."""
 
 log = structlog.get_logger()
 
@@ -40,10 +40,13 @@ log = structlog.get_logger()
 class _Waiting:
     """A request that is checked and waits for the next run."""
 
-    __slots__ = ("begin", "exchange", "model", "name", "rows", "write")
+    __slots__ = ("begin", "exchange", "model", "name", "rows", "size", "write")
 
-    def __init__(self, exchange: Exchange, model: Loaded, rows: Sequence[Row], write: Write, name: bytes) -> None:
+    def __init__(
+        self, exchange: Exchange, model: Loaded, rows: Sequence[Row], write: Write, name: bytes, size: int
+    ) -> None:
         self.exchange, self.model, self.rows, self.write, self.name = exchange, model, rows, write, name
+        self.size = size
         self.begin = time.perf_counter()
 
 
@@ -90,7 +93,7 @@ class Direct:
             return False
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(_Waiting(exchange, model, rows, write, name))
+        self._waiting.append(_Waiting(exchange, model, rows, write, name, len(body)))
         return True
 
     def _flush(self) -> None:
@@ -111,16 +114,17 @@ class Direct:
                 self._refuse(asked[0], error)
             return
         head = _JSON_LINE + model.lines
-        begin, now = 0, time.perf_counter()
+        begin, size, now = 0, 0, time.perf_counter()
         for each in asked:
             end = begin + len(each.rows)
             lines = head + named(each.name) if each.name else head
             each.exchange.respond(200, lines, each.write(model, outcomes[begin:end], scores[begin:end]))
             self._counts.seconds.observe(now - each.begin)
             begin = end
+            size += each.size
         self._counts.answered(200, len(asked))
         self._counts.scored(len(rows))
-        self._mirror(model, rows, outcomes, scores, [(each.name, len(each.rows)) for each in asked])
+        self._mirror(model, rows, outcomes, scores, [(each.name, len(each.rows)) for each in asked], size)
 
     def _refuse(self, asked: _Waiting, error: Exception) -> None:
         problem = error if isinstance(error, Problem) else failed(error)

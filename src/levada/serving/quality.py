@@ -52,7 +52,7 @@ class Quality:
         try:
             found = Watched.from_json(text)
             at = datetime.fromisoformat(found.at).timestamp()
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             log.warning("what was watched cannot be read", model=name, version=version.number, error=str(error))
             return
         labels = (name, version.number)

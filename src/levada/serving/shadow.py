@@ -23,6 +23,8 @@ from levada.serving.loaded import Loaded, Outcomes, Scores
 
 _MAX_ROWS: Final = 500
 """As many as are compared in about a millisecond, for which answers may have to wait."""
+_MAX_BYTES: Final = 1_048_576
+"""Of the bodies that asked for them: a row may hold a text of any length."""
 _PAUSE_SECONDS: Final = 0.1
 _REST: Final = 9
 """Seconds of rest for each second of work, at least."""
@@ -48,7 +50,7 @@ DROPPED: Final = Counter("levada_shadow_dropped_total", "Rows that the challenge
 
 log = structlog.get_logger()
 
-_Item = tuple[Loaded, Sequence[Row], Outcomes, Scores, Asked]
+_Item = tuple[Loaded, Sequence[Row], Outcomes, Scores, Asked, int]
 
 
 class Shadow:
@@ -60,43 +62,66 @@ class Shadow:
         self._challenger = challenger
         self._keep = keep
         self._queue: deque[_Item] = deque()
-        self._put = self._taken = 0  # each is written by one thread
+        # Rows and bytes; each is written by one thread.
+        self._put = self._taken = 0
+        self._bytes_put = self._bytes_taken = 0
         self._busy = DROPPED.labels(name, "busy")
         self._asked: tuple[Loaded | None, int, int] = (None, 0, 0)
 
-    def mirror(self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores, asked: Asked) -> None:
+    def mirror(
+        self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores, asked: Asked, size: int
+    ) -> None:
         """Show what was answered; never waits."""
         if self._challenger() is None:
             return
-        if self._put - self._taken + len(rows) > _MAX_ROWS:
+        if self._put - self._taken + len(rows) > _MAX_ROWS or self._bytes_put - self._bytes_taken + size > _MAX_BYTES:
             self._busy.inc(len(rows))
             return
         self._put += len(rows)
-        self._queue.append((model, rows, outcomes, scores, asked))
+        self._bytes_put += size
+        self._queue.append((model, rows, outcomes, scores, asked, size))
 
     def run(self, stop: threading.Event) -> None:
         """Compare until ``stop``."""
         while not stop.is_set():
             begin = time.thread_time()
-            self.compare()
+            try:
+                self.compare()
+            except Exception as error:  # without this thread no challenger would be asked again
+                log.error("a comparison broke off", model=self._name, exc_info=error)
             stop.wait(max(_PAUSE_SECONDS, _REST * (time.thread_time() - begin)))
 
     def compare(self) -> None:
         """Compare all that waits."""
+        challenger = self._current()
         found = [self._queue.popleft() for _ in range(len(self._queue))]
-        for model, items in groupby(found, lambda item: item[0]):
-            shown = list(items)
-            rows = [row for item in shown for row in item[1]]
-            challenger = self._challenger()
-            if challenger is not None:
-                try:
-                    self._ask(challenger, model, rows, shown)
-                except BadRows:
-                    DROPPED.labels(self._name, "no answer").inc(len(rows))
-                except Exception as error:
-                    DROPPED.labels(self._name, "error").inc(len(rows))
-                    log.warning("the challenger failed", model=self._name, error=f"{type(error).__name__}: {error}")
-            self._taken += len(rows)
+        try:
+            for model, items in groupby(found, lambda item: item[0]):
+                shown = list(items)
+                rows = [row for item in shown for row in item[1]]
+                if challenger is not None:
+                    self._try(challenger, model, rows, shown)
+        finally:
+            self._taken += sum(len(item[1]) for item in found)
+            self._bytes_taken += sum(item[5] for item in found)
+
+    def _current(self) -> Loaded | None:
+        """The challenger; the metrics of one that it is no longer would be taken for those of today."""
+        challenger, (before, _, _) = self._challenger(), self._asked
+        if before is not None and challenger is not before:
+            for metric in (SHADOWED, AGREEMENT, DIFFERENCE, SECONDS):
+                metric.remove(self._name, before.version)
+            self._asked = (None, 0, 0)
+        return challenger
+
+    def _try(self, challenger: Loaded, model: Loaded, rows: list[Row], shown: list[_Item]) -> None:
+        try:
+            self._ask(challenger, model, rows, shown)
+        except BadRows:
+            DROPPED.labels(self._name, "no answer").inc(len(rows))
+        except Exception as error:
+            DROPPED.labels(self._name, "error").inc(len(rows))
+            log.warning("the challenger failed", model=self._name, error=f"{type(error).__name__}: {error}")
 
     def _ask(self, challenger: Loaded, model: Loaded, rows: list[Row], shown: list[_Item]) -> None:
         names = [feature.name for feature in model.form.features]
@@ -110,16 +135,17 @@ class Shadow:
         begin = time.perf_counter()
         found, its = challenger.score(rows)
         taken = time.perf_counter() - begin
-        self._keep(challenger, rows, found, its, [request for item in shown for request in item[4]])
+        asked = [request for item in shown for request in item[4]]
+        self._keep(challenger, rows, found, its, asked, sum(item[5] for item in shown))
         labels = (self._name, challenger.version)
         said = [model.label(outcome) for item in shown for outcome in item[2]]
         same = sum(_same(one, challenger.label(other)) for one, other in zip(said, found, strict=True))
-        before, agreed, asked = self._asked
-        agreed, asked = (agreed, asked) if before is challenger else (0, 0)
-        self._asked = challenger, agreed + same, asked + len(rows)
+        _, agreed, compared = self._asked
+        agreed, compared = agreed + same, compared + len(rows)
+        self._asked = challenger, agreed, compared
         SECONDS.labels(*labels).observe(taken)
         SHADOWED.labels(*labels).inc(len(rows))
-        AGREEMENT.labels(*labels).set((agreed + same) / (asked + len(rows)))
+        AGREEMENT.labels(*labels).set(agreed / compared)
         if challenger.model.meta.labels == model.model.meta.labels:
             scores = np.concatenate([item[3] for item in shown])
             DIFFERENCE.labels(*labels).inc(float(np.abs(its - scores).max(axis=1).sum()))

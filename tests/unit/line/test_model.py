@@ -143,7 +143,18 @@ def test_few_predictions_are_said_to_be_few_and_a_broken_tag_is_none() -> None:
     text = screen(version(3, "promoted", "3", 1, **{WATCH_TAG: few.to_json()}))
     assert "3 predictions are logged, 20 are needed" in text
     assert "QUALITY" not in text
-    assert "WATCHED      not yet" in screen(version(3, "promoted", "3", 1, **{WATCH_TAG: "{}"}))
+    for broken in ("{}", "[1]", "null", WATCHED.to_json().replace("0.3112", '"x"')):
+        assert "WATCHED      not yet" in screen(version(3, "promoted", "3", 1, **{WATCH_TAG: broken}))
+
+
+def test_a_challenger_that_was_promoted_is_none_any_more() -> None:
+    shadowed = WATCHED.to_json()
+    text = screen(
+        version(5, "promoted", "5", 3, **{WATCH_TAG: shadowed}), version(3, "promoted", "3", 2),
+        metrics=METRICS.replace('version="3"', 'version="5"'),
+    )  # fmt: skip
+    assert "CHAMPION     version 5" in text
+    assert "CHALLENGER" not in text
 
 
 def test_what_is_no_model_is_named() -> None:

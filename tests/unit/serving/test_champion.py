@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
+from levada import evidence
 from levada.evidence import GATE_TAG, SIGNATURE_TAG
 from levada.serving.cache import Cache
 from levada.serving.champion import Watcher
@@ -322,6 +324,74 @@ def test_the_newest_version_that_was_not_refused_is_the_challenger(
     assert watcher.champion.version == "7"
 
 
+def test_a_challenger_that_comes_takes_the_files_of_older_ones_away(
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, make_model: Make, tmp_path: Path
+) -> None:
+    watcher = Watcher(registry, cache, "things", KEY, shadow=True)
+    mlflow.promote("1", make_model())
+    watcher.look()
+    for number in map(str, range(2, 12)):
+        mlflow.add(number, make_model(), champion="1", outcome="kept")
+        assert challenger(watcher) == number
+    for number in map(str, range(12, 22)):  # nor do those stay that cannot be loaded
+        mlflow.add(number, make_model(), champion="1", outcome="kept")
+        mlflow.explain(number, b"{")
+        assert challenger(watcher) is None
+    found = {path.name for path in (tmp_path / "models" / "things").glob("*/")}
+    assert found == {"1", *map(str, range(17, 22))}
+    mlflow.broken = True
+    assert serving(Watcher(registry, cache, "things", KEY)) == "1"
+
+
+def test_what_is_known_of_versions_stays_little_and_is_verified_once(
+    mlflow: FakeMlflow, registry: Registry, cache: Cache, make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed, sign = 0, evidence.sign
+
+    def counted(key: bytes, model: str, record: str) -> str:
+        nonlocal signed
+        signed += 1
+        return sign(key, model, record)
+
+    monkeypatch.setattr(evidence, "sign", counted)
+    watcher, raw = Watcher(registry, cache, "things", KEY, shadow=True), make_model()
+    mlflow.promote("1", raw)
+    mlflow.add("2", raw, champion="1", outcome="kept")
+    assert challenger(watcher) == "2"
+    for number in range(3, 83):
+        mlflow.add(str(number), raw, champion="1")
+        if number % 5 == 0:
+            assert challenger(watcher) == "2"
+    assert watcher._versions.keys() == {"1", "2", *map(str, range(33, 81))} | {"31", "32"}
+    watcher.look()
+    before = signed
+    watcher.look()
+    assert signed == before
+    assert serving(watcher) == "1"
+
+
+def test_a_look_that_breaks_off_is_not_the_last(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks, stop = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            stop.set()
+        raise AttributeError("not foreseen")
+
+    def errors() -> float:
+        return REGISTRY.get_sample_value("levada_model_poll_errors_total", {"name": "things"}) or 0.0
+
+    before = errors()
+    monkeypatch.setattr(watcher, "look", look)
+    watcher.run(stop, 0.01)
+    assert (looks, errors()) == (3, before + 3)
+    assert "AttributeError: not foreseen" in capsys.readouterr().out
+
+
 @pytest.mark.row(55, part="drift and quality of a model")
 def test_what_was_watched_is_shown_and_stays_while_the_registry_is_away(
     mlflow: FakeMlflow, watcher: Watcher, make_model: Make
@@ -353,9 +423,10 @@ def test_what_was_watched_is_shown_and_stays_while_the_registry_is_away(
         None,
         0,
     )
-    mlflow.versions["1"].tags[WATCH_TAG] = '{"at": 7}'  # by another hand
-    watcher.look()
-    assert shown("watch_rows") is None
+    for text in ('{"at": 7}', "[1]", few.to_json().replace("{}", "[1]"), "\ud800"):  # by another hand
+        mlflow.versions["1"].tags[WATCH_TAG] = text
+        watcher.look()
+        assert shown("watch_rows") is None
     assert serving(watcher) == "1"
     mlflow.versions["1"].tags[WATCH_TAG] = found.to_json()
     mlflow.promote("2", make_model(("a", "b")))

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.unit.http.hostile import BODY_SECONDS, CONNECTIONS, Target, Victim
+from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import FakeMlflow, mlflow_server, model_file
 from .predicting import API_KEY, HEADERS, Process
@@ -113,8 +114,11 @@ def mlflow_here() -> Iterator[FakeMlflow]:
 
 @pytest.fixture(scope="module")
 def victim(mlflow_here: FakeMlflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    broker = MockKafka()
+    broker.make_topic("things.predictions")
     process = Process(
         tmp_path_factory.mktemp("hostile"), mlflow_here.uri,
+        LEVADA_KAFKA__BOOTSTRAP=broker.bootstrap, LEVADA_KAFKA__PROTOCOL="PLAINTEXT",
         LEVADA_PREDICTOR__BODY_TIMEOUT=str(BODY_SECONDS), LEVADA_PREDICTOR__MAX_CONNECTIONS=str(CONNECTIONS),
     )  # fmt: skip
     victim = Victim(TARGET, process.port, process.process.pid, process.log)
@@ -126,6 +130,7 @@ def victim(mlflow_here: FakeMlflow, tmp_path_factory: pytest.TempPathFactory) ->
         assert client.post("/predict", content=large, headers=HEADERS).status_code == 200
     yield victim
     process.stop()
+    broker.kill()
 
 
 def test_there_are_enough_of_them() -> None:

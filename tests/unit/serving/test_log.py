@@ -13,13 +13,16 @@ from typing import Any
 import httpx
 import pytest
 from confluent_kafka import Message
+from prometheus_client import REGISTRY
 
 from levada.config import KafkaSettings
 from levada.http.problem import Problem
 from levada.pipeline import PipelineError, load_stream, parse_pipeline
 from levada.serving import log as module
+from levada.serving import shadow as shadow_module
 from levada.serving.loaded import Loaded
-from levada.serving.log import DROPPED, PredictionLog
+from levada.serving.log import DROPPED, LOGGED, PredictionLog
+from levada.serving.shadow import DROPPED as SHADOW_DROPPED
 from levada.serving.shadow import Shadow
 from levada.stream.events import Decoder, Event
 from tests.unit.ingest.kafka import MockKafka
@@ -58,9 +61,13 @@ def dropped(reason: str) -> float:
     return float(DROPPED.labels("things", reason)._value.get())
 
 
-def answer(log: PredictionLog, model: Loaded, ids: list[tuple[bytes, int]]) -> None:
+def acknowledged() -> float:
+    return float(LOGGED.labels("things")._value.get())
+
+
+def answer(log: PredictionLog, model: Loaded, ids: list[tuple[bytes, int]], size: int = 100) -> None:
     rows = [(0.5, 1, "seen")] * sum(count for _, count in ids)
-    log.mirror(model, rows, *model.score(rows), ids)
+    log.mirror(model, rows, *model.score(rows), ids, size)
 
 
 def stopped(log: PredictionLog) -> None:
@@ -129,7 +136,7 @@ def test_what_is_kept_are_events_that_the_sink_takes(broker: MockKafka, pipeline
     log, model = keeper(broker), loaded(model_file(), "3")
     answer(log, model, [(b"one", 1), (b"", 2), (b"many", 2)])
     rows = [(1.5, 2**60, None)]
-    log.mirror(model, rows, *model.score(rows), [(b"last", 1)])
+    log.mirror(model, rows, *model.score(rows), [(b"last", 1)], 100)
     stopped(log)
     messages = [m for m in broker.messages(TOPIC) if told(m)[0] in ("one", "many-1", "many-2", "last")]
     found = {told(message)[0]: told(message) for message in messages}
@@ -148,7 +155,7 @@ def test_a_regression_has_a_value_and_no_score(broker: MockKafka) -> None:
     declared = {"fields": {"x": {"type": "double"}, "y": {"type": "double"}},
                 "model": {"label": "y", "gate": {"metric": "rmse", "floor": 1}}}  # fmt: skip
     log, model = keeper(broker, declared), loaded(regression_file(), "1")
-    log.mirror(model, [(1.5,)], *model.score([(1.5,)]), [(b"number", 1)])
+    log.mirror(model, [(1.5,)], *model.score([(1.5,)]), [(b"number", 1)], 100)
     stopped(log)
     (value,) = (told(message)[1] for message in broker.messages(TOPIC) if told(message)[0] == "number")
     assert value == {"x": 1.5, "y": 3.0, "model_version": "1", "model_score": None}
@@ -180,6 +187,118 @@ def test_a_full_queue_drops_and_never_waits(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(log._queue) == 2
 
 
+def test_a_queue_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch, broker: MockKafka) -> None:
+    model = loaded(model_file(), "1")
+    log = keeper(broker)
+    shadow = Shadow("things", lambda: model)
+    rows = [(0.5, 1, "x" * 1_000)]
+    before, shadowed = dropped("busy"), SHADOW_DROPPED.labels("things", "busy")._value.get()
+    for bound, queue, mirror in (
+        (module._MAX_BYTES, log._queue, log.mirror),
+        (shadow_module._MAX_BYTES, shadow._queue, shadow.mirror),
+    ):
+        for size in (bound // 2, bound // 2, 1):
+            mirror(model, rows, *model.score(rows), [(b"large", 1)], size)
+        assert len(queue) == 2
+    assert dropped("busy") == before + 1
+    assert SHADOW_DROPPED.labels("things", "busy")._value.get() == shadowed + 1
+    shadow.compare()
+    stopped(log)
+    for mirror in (log.mirror, shadow.mirror):  # there is room again
+        mirror(model, rows, *model.score(rows), [(b"large", 1)], 1_000_000)
+    assert (len(log._queue), len(shadow._queue)) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [1, 3000])  # by the short way, and by ASGI on a thread
+def test_the_log_is_told_how_large_a_request_was(pipeline: Any, size: int) -> None:
+    log = keeper()
+    running = Running(pipeline, name=log.name, mirror=log.mirror)
+    running.champion = loaded(model_file(), "1")
+    body = json.dumps({"instances": [ROW] * size})
+    for _ in range(2):
+        assert running.ask(body)[0] == 200
+    running.close()
+    assert log._bytes_mirrored == 2 * len(body)
+
+
+def test_what_kafka_did_not_acknowledge_is_counted_as_dropped_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = MockKafka()
+    broker.make_topic(TOPIC)
+    kept, lost = acknowledged(), dropped("kafka")
+    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 2)
+    log, model, stop = keeper(broker), loaded(model_file(), "1"), threading.Event()
+    thread = threading.Thread(target=log.run, args=(stop,))
+    thread.start()
+    answer(log, model, [(b"several", 120)])
+    until(lambda: acknowledged() == kept + 120)
+    broker.hold()
+    answer(log, model, [(b"timed-out", 7)])
+    until(lambda: dropped("kafka") == lost + 7, 20)
+    assert acknowledged() == kept + 120
+    monkeypatch.setattr(module, "_FLUSH_SECONDS", 0.2)
+    answer(log, model, [(b"left", 5)])
+    stop.set()
+    thread.join(20)
+    broker.go_on()
+    broker.kill()
+    assert (acknowledged(), dropped("kafka")) == (kept + 120, lost + 12)
+
+
+def test_what_cannot_be_written_does_not_stop_the_rest(
+    broker: MockKafka, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, model, stop = keeper(broker), loaded(model_file(), "1"), threading.Event()
+    before = dropped("error")
+    thread = threading.Thread(target=log.run, args=(stop,))
+    thread.start()
+    log.mirror(model, [(0.5, 1, object())] * 3, *model.score([(0.5, 1, "")] * 3), [(b"never", 3)], 100)
+    answer(log, model, [(b"after-it", 1)])
+    until(lambda: "after-it" in {told(message)[0] for message in broker.messages(TOPIC)})
+    stop.set()
+    thread.join(20)
+    assert dropped("error") == before + 3
+    assert "is not JSON serializable" in capsys.readouterr().out
+
+
+def test_a_comparison_that_breaks_off_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    shadow, looks, stop = Shadow("things", lambda: None), 0, threading.Event()
+
+    def compare() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            stop.set()
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(shadow, "compare", compare)
+    monkeypatch.setattr(shadow_module, "_PAUSE_SECONDS", 0.01)
+    shadow.run(stop)
+    assert looks == 3
+
+
+def test_the_metrics_of_a_challenger_go_with_it() -> None:
+    def shown(version: str) -> list[str]:
+        return [
+            sample.name
+            for metric in REGISTRY.collect()
+            for sample in metric.samples
+            if sample.name.startswith("levada_shadow_") and sample.labels.get("version") == version
+        ]
+
+    champion, challenger = loaded(model_file(), "51"), loaded(model_file(), "52")
+    current: list[Loaded | None] = [challenger]
+    shadow = Shadow("things", lambda: current[0])
+    rows = [(0.5, 1, "seen")]
+    shadow.mirror(champion, rows, *champion.score(rows), [(b"asked", 1)], 100)
+    shadow.compare()
+    assert "levada_shadow_agreement" in shown("52")
+    shadow.compare()
+    assert "levada_shadow_agreement" in shown("52")
+    current[0] = None  # it was promoted
+    shadow.compare()
+    assert shown("52") == []
+
+
 def test_it_goes_on_when_what_it_logs_in_with_comes_late(
     broker: MockKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +323,7 @@ def test_what_a_challenger_says_is_kept_beside_it(broker: MockKafka) -> None:
     champion, challenger = loaded(model_file(), "1"), loaded(model_file(("high", "low")), "2")
     shadow = Shadow("things", lambda: challenger, log.shadow)
     rows = [(0.5, 1, "seen")] * 4
-    shadow.mirror(champion, rows, *champion.score(rows), [(b"asked", 1), (b"several", 2), (b"k" * 60, 1)])
+    shadow.mirror(champion, rows, *champion.score(rows), [(b"asked", 1), (b"several", 2), (b"k" * 60, 1)], 100)
     shadow.compare()
     stopped(log)
     said = {told(message)[0]: told(message)[1] for message in broker.messages(TOPIC)}
