@@ -2,8 +2,8 @@
 
 ``python -m tests.cluster.serving.load HOST PORT CONNECTIONS REQUESTS PAUSE``, the request on standard input: asks until
 SIGTERM, each connection PAUSE seconds after an answer; says so once it has asked REQUESTS times, and in the end what
-came of all, as JSON. A request whose connection is refused or breaks is sent once more, on a new connection, as any
-HTTP client may do it; what fails then has failed. It ends by itself after half an hour.
+came of all, as JSON. A request whose connection is refused or breaks is sent once more, after a moment and on a new
+connection, as any HTTP client may do it; what fails then has failed. It ends by itself after half an hour.
 
 It runs in the network of another pod and asks the Service's own address, so it meets what kube-proxy makes of pods that
 come and go. After some answers it opens its connections anew, so that they spread over the pods there are.
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS: Final = 30.0
 _LONGEST_SECONDS: Final = 1800.0
 _REST_SECONDS: Final = 0.1
+_AGAIN_SECONDS: Final = 3.0
+"""Until a request is sent once more: so long a Service may still lead to a pod that was killed."""
 _ANSWERS: Final = 200
 """On one connection."""
 _VERSION: Final = b"levada-model-version: "
@@ -86,6 +88,7 @@ class Client:
                     await asyncio.sleep(_REST_SECONDS)
                     return
                 self._answers.again += 1
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _attempt(self) -> bytes:
         if self._streams is None:
@@ -146,8 +149,8 @@ class Load:
 
     def kill(self) -> None:
         """Stop at once."""
-        self._process.kill()
-        self._process.wait()
+        with self._process:
+            self._process.kill()
 
 
 @contextmanager
@@ -175,4 +178,4 @@ if __name__ == "__main__":
     port, connections, requests = map(int, sys.argv[2:5])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         asked = main(sys.argv[1], port, connections, requests, float(sys.argv[5]), sys.stdin.buffer.read())
-        print(json.dumps(asdict(runner.run(asked))))
+        print(json.dumps(vars(runner.run(asked))))
