@@ -244,9 +244,7 @@ def test_what_kafka_did_not_acknowledge_is_counted_as_dropped_only(monkeypatch: 
     assert (acknowledged(), dropped("kafka")) == (kept + 120, lost + 12)
 
 
-def test_what_cannot_be_written_does_not_stop_the_rest(
-    broker: MockKafka, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_written_does_not_stop_the_rest(broker: MockKafka) -> None:
     log, model, stop = keeper(broker), loaded(model_file(), "1"), threading.Event()
     before = dropped("error")
     thread = threading.Thread(target=log.run, args=(stop,))
@@ -257,7 +255,6 @@ def test_what_cannot_be_written_does_not_stop_the_rest(
     stop.set()
     thread.join(20)
     assert dropped("error") == before + 3
-    assert "is not JSON serializable" in capsys.readouterr().out
 
 
 def test_a_comparison_that_breaks_off_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
