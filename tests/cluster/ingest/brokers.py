@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from levada.cluster import Console, images, packages
@@ -267,9 +267,20 @@ class Brokers:
         """The first and the next offset of each partition."""
         consumer = Consumer(self.client("admin", group_id="levada-review-ends"))
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        found = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in partitions}
+
+        def end(partition: int) -> tuple[int, int] | None:
+            try:
+                found: tuple[int, int] = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            except KafkaException as error:
+                # A leader knows its end once a follower has told how far it is.
+                if error.args[0].code() == KafkaError.OFFSET_NOT_AVAILABLE:
+                    return None
+                raise
+            return found
+
+        ends = {n: until(lambda n=n: end(n), 30, f"the end of {topic}, partition {n}") for n in partitions}  # type: ignore[misc]
         consumer.close()
-        return found
+        return ends
 
     def read(self, topic: str, user: str = "admin", since: dict[int, tuple[int, int]] | None = None) -> list[Message]:
         """All that is in a topic, or came after the ends, by partition and offset."""
