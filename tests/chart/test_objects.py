@@ -87,6 +87,14 @@ def test_predictions_need_a_key_unless_told_otherwise() -> None:
         assert ("levada-predictor-keys" in made) is (keys is not None)
 
 
+def test_a_predictor_has_the_time_to_answer_and_to_deliver_what_it_answered() -> None:
+    (pod,) = (each for each in pods(feature("a pipeline")) if each.component == "predictor")
+    (container,) = pod.spec["containers"]
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    # It drains for a second or two, answers for up to 15, and delivers for up to 12.
+    assert pod.spec["terminationGracePeriodSeconds"] > before + 2 + 15 + 12
+
+
 def test_only_who_logs_predictions_may_write_to_kafka() -> None:
     def predictor(logged: float) -> Pod:
         plants = {**PLANTS, "serving": {"logged": logged}}

@@ -32,8 +32,8 @@ from levada.serving.loaded import Loaded, Outcomes, Scores
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
-_MAX_ROWS: Final = 10_000
-"""As many as one request may have."""
+_MAX_ROWS: Final = 15_000
+"""One request may have 10,000, and shall find room while others wait."""
 _MAX_BYTES: Final = 8_388_608
 """Of the bodies that asked for them: a row may hold a text of any length."""
 _CHUNK: Final = 50

@@ -13,6 +13,7 @@ from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import FakeMlflow, mlflow_server, model_file
 from .predicting import API_KEY, HEADERS, Process
+from .test_process import until
 
 GOOD = b'{"instances": [{"x": 1.5, "n": 1}]}'
 KINDS = {"x": "FP64", "n": "INT64"}
@@ -125,9 +126,11 @@ def victim(mlflow_here: FakeMlflow, tmp_path_factory: pytest.TempPathFactory) ->
     with httpx.Client(base_url=process.url) as client:
         for _ in range(200):
             assert victim.healthy(client)
-        # What a large body needs once is kept by the allocator; it is no growth.
+        # What a large body needs once, and what it needs to be logged, is kept by the allocator; it is no growth.
         large = b'{"inputs": [' + b",".join([b"[1.5,1,null]"] * 10_000) + b"]}"
         assert client.post("/predict", content=large, headers=HEADERS).status_code == 200
+        logged = 'levada_prediction_log_rows_total{name="things"} 10200.0'
+        until(lambda: logged in client.get("/metrics").text, 30)
     yield victim
     process.stop()
     broker.kill()

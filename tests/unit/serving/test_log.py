@@ -20,6 +20,7 @@ from levada.http.problem import Problem
 from levada.pipeline import PipelineError, load_stream, parse_pipeline
 from levada.serving import log as module
 from levada.serving import shadow as shadow_module
+from levada.serving.forms import MAX_INSTANCES
 from levada.serving.loaded import Loaded
 from levada.serving.log import DROPPED, LOGGED, PredictionLog
 from levada.serving.shadow import DROPPED as SHADOW_DROPPED
@@ -187,6 +188,13 @@ def test_a_full_queue_drops_and_never_waits(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(log._queue) == 2
 
 
+def test_the_largest_request_is_kept_while_others_wait() -> None:
+    log, model = keeper(), loaded(model_file(), "1")
+    answer(log, model, [(b"small", 1)] * 4_000)
+    answer(log, model, [(b"large", MAX_INSTANCES)])
+    assert len(log._queue) == 2
+
+
 def test_a_queue_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch, broker: MockKafka) -> None:
     model = loaded(model_file(), "1")
     log = keeper(broker)
@@ -227,7 +235,7 @@ def test_what_kafka_did_not_acknowledge_is_counted_as_dropped_only(monkeypatch: 
     kept, lost = acknowledged(), dropped("kafka")
     monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 2)
     log, model, stop = keeper(broker), loaded(model_file(), "1"), threading.Event()
-    thread = threading.Thread(target=log.run, args=(stop,))
+    thread = threading.Thread(target=log.run, args=(stop,), daemon=True)
     thread.start()
     answer(log, model, [(b"several", 120)])
     until(lambda: acknowledged() == kept + 120)
@@ -247,7 +255,7 @@ def test_what_kafka_did_not_acknowledge_is_counted_as_dropped_only(monkeypatch: 
 def test_what_cannot_be_written_does_not_stop_the_rest(broker: MockKafka) -> None:
     log, model, stop = keeper(broker), loaded(model_file(), "1"), threading.Event()
     before = dropped("error")
-    thread = threading.Thread(target=log.run, args=(stop,))
+    thread = threading.Thread(target=log.run, args=(stop,), daemon=True)
     thread.start()
     log.mirror(model, [(0.5, 1, object())] * 3, *model.score([(0.5, 1, "")] * 3), [(b"never", 3)], 100)
     answer(log, model, [(b"after-it", 1)])
@@ -304,7 +312,7 @@ def test_it_goes_on_when_what_it_logs_in_with_comes_late(
     good = log._kafka
     log._kafka = KafkaSettings(bootstrap="127.0.0.1:9", credentials=tmp_path)  # without a password
     stop = threading.Event()
-    thread = threading.Thread(target=log.run, args=(stop,))
+    thread = threading.Thread(target=log.run, args=(stop,), daemon=True)
     thread.start()
     answer(log, loaded(model_file(), "1"), [(b"patient", 1)])
     time.sleep(0.3)
