@@ -76,9 +76,7 @@ def accuracy(line: Line, champion: str, true: list[Row]) -> float:
 @pytest.mark.row(44)
 def test_poison_is_alarmed_and_never_serves(line: Line, tmp_path: Path) -> None:
     shipped = yaml.safe_load((install.ROOT / "values" / "local.yaml").read_text())["global"]["pipelines"]["iris"]
-    values = tmp_path / "garden.yaml"
-    values.write_text(json.dumps({"global": {"pipelines": {NAME: shipped}}}))
-    line.install(values)
+    line.install(install.write_values(tmp_path / "garden.yaml", {"global": {"pipelines": {NAME: shipped}}}))
     try:
         collects = {"Authorization": f"Bearer {line.api_key}"}
         url = f"{line.collector_url}/v1/{NAME}/openapi.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from levada.line import install
 from levada.line.airflow import Airflow
-from levada.line.demo import lake_state
+from levada.line.demo import lake_state, read_rows
 from levada.line.install import write_values
 from levada.line.model import read, render
 from tests.cluster.conftest import wait_for
@@ -28,13 +27,8 @@ RETRAIN = {"global": {"pipelines": {"iris": {"model": {"watch": {"retrain": True
 SHOWN_WITHIN = 30.0
 
 
-def flowers() -> list[dict[str, Any]]:
-    path = install.ROOT / "examples" / "iris" / "iris.csv"
-    with path.open() as file:
-        return [
-            {name: text if name == "species" else float(text) for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+def flowers(line: Line) -> list[dict[str, Any]]:
+    return read_rows(install.ROOT / "examples" / "iris" / "iris.csv", line.target.pipeline("iris"))
 
 
 def predict(line: Line, rows: list[dict[str, Any]], key: str) -> list[str]:
@@ -78,7 +72,7 @@ def shown(line: Line, metric: str) -> float | None:
 @pytest.mark.row(55, part="drift and quality of a model")
 def test_predictions_meet_their_labels_in_the_lake_and_show_the_quality(line: Line) -> None:
     champion = line.demo().outcome["champion"]
-    rows, key = flowers(), f"watch-{uuid.uuid4().hex[:12]}"
+    rows, key = flowers(line), f"watch-{uuid.uuid4().hex[:12]}"
     wait_for(lambda: rows_of(line, "iris.predictions") > 0, 60)  # the demo's
     time.sleep(10)  # all of them
     predictions, events = rows_of(line, "iris.predictions"), rows_of(line, "iris")
@@ -127,14 +121,14 @@ def test_other_flowers_raise_the_alarm_and_start_a_training(line: Line, retraini
 
     # The same flowers: no alarm, no training.
     predictions = rows_of(line, "iris.predictions")
-    predict(line, flowers(), f"same-{uuid.uuid4().hex[:12]}")
+    predict(line, flowers(line), f"same-{uuid.uuid4().hex[:12]}")
     wait_for(lambda: rows_of(line, "iris.predictions") >= predictions + 150, 60)
     before = trainings()
     look(line)
     assert trainings().keys() == before.keys()
 
     predictions = rows_of(line, "iris.predictions")
-    moved = [{**row, "petal_length": row["petal_length"] + 3} for row in flowers()]
+    moved = [{**row, "petal_length": row["petal_length"] + 3} for row in flowers(line)]
     predict(line, moved, f"moved-{uuid.uuid4().hex[:12]}")
     wait_for(lambda: rows_of(line, "iris.predictions") >= predictions + 150, 60)
     look(line)

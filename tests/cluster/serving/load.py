@@ -47,9 +47,8 @@ class Answers:
     """Requests that were sent a second time."""
     statuses: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
-    first: dict[str, float] = field(default_factory=dict)
-    """Version → when it first answered, in seconds since 1970."""
     last: dict[str, float] = field(default_factory=dict)
+    """Version → when it answered last, in seconds since 1970."""
     failed: list[str] = field(default_factory=list)
     longest: float = 0.0
 
@@ -58,10 +57,9 @@ class Answers:
         self.requests += 1
         self.statuses[head[9:12].decode()] += 1
         _, _, rest = head.partition(_VERSION)
-        version, now = rest.partition(b"\r\n")[0].decode(), time.time()
+        version = rest.partition(b"\r\n")[0].decode()
         self.versions[version] += 1
-        self.first.setdefault(version, now)
-        self.last[version] = now
+        self.last[version] = time.time()
         self.longest = max(self.longest, time.monotonic() - begin)
 
 

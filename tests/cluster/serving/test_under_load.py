@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from levada.line.install import write_values
+from levada.line.target import ready_pods
 from tests.cluster.conftest import wait_for
 from tests.cluster.serving.load import Answers, load
 from tests.cluster.serving.test_predictor import _HERE, instances, version
@@ -32,9 +34,7 @@ SELECTOR = "app.kubernetes.io/component=predictor,levada.io/pipeline=iris"
 @contextmanager
 def serving(line: Line, folder: Path, **options: Any) -> Iterator[None]:
     """The line with other ``serving`` options of iris."""
-    values = folder / "serving.yaml"
-    values.write_text(json.dumps({"global": {"pipelines": {"iris": {"serving": options}}}}))
-    line.install(values)
+    line.install(write_values(folder / "serving.yaml", {"global": {"pipelines": {"iris": {"serving": options}}}}))
     try:
         yield
     finally:
@@ -54,8 +54,7 @@ def pods(line: Line) -> list[str]:
     return [
         pod["metadata"]["name"]
         for pod in line.target.objects("pods", SELECTOR)
-        if "deletionTimestamp" not in pod["metadata"]
-        and any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+        if "deletionTimestamp" not in pod["metadata"] and ready_pods([pod])
     ]
 
 
