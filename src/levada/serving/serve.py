@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,9 @@ from levada.serving.shadow import Shadow
 
 _KEEP_SECONDS: Final = 12.0
 """How long a process that stops waits for its predictions to be kept."""
+_SWITCH_SECONDS: Final = 0.0005
+"""How long a thread that reads a large body, or keeps predictions, may hold up the one that answers. Python's own 5 ms
+are many times what an answer takes."""
 
 
 def serve(settings: Settings, pipeline: Pipeline) -> None:
@@ -58,6 +62,7 @@ def serve(settings: Settings, pipeline: Pipeline) -> None:
     )
 
     def main(stop: threading.Event) -> None:
+        sys.setswitchinterval(_SWITCH_SECONDS)
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every poll
         threading.Thread(target=watcher.run, args=(stop, chosen.poll_seconds), name="watcher", daemon=True).start()
         if shadows:
