@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 import yaml
@@ -94,7 +94,7 @@ def main(prometheus: str, folder: Path) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked = urlsplit(self.path)
-            steps = asked.path.strip("/").split("/")
+            steps = unquote(asked.path).strip("/").split("/")
             selector = parse_qs(asked.query).get("labelSelector", [""])[0]
             found = adapter.answer(steps[3:], selector) if steps[:3] == _ROOT else None
             body = json.dumps(found).encode()

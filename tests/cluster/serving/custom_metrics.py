@@ -36,6 +36,7 @@ kind: Pod
 metadata: {name: custom-metrics, labels: {app: custom-metrics}}
 spec:
   serviceAccountName: levada-prometheus  # which may list the pods
+  automountServiceAccountToken: true
   terminationGracePeriodSeconds: 1
   securityContext: {runAsNonRoot: true, runAsUser: 10001, fsGroup: 10001, seccompProfile: {type: RuntimeDefault}}
   containers:
