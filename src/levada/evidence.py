@@ -16,6 +16,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
+from pydantic import ConfigDict, TypeAdapter
+
+from levada.moment import Moment
+
 RUN_TAG: Final = "levada.run"
 SNAPSHOT_TAG: Final = "levada.snapshot"
 GATE_TAG: Final = "levada.gate"
@@ -50,6 +54,8 @@ class EvidenceError(ValueError):
 class Record:
     """The gate's decision on one version."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     outcome: Outcome
     version: str
     """The version that was judged."""
@@ -63,7 +69,7 @@ class Record:
     reason: str
     onnx_sha256: str
     """Hex digest of the judged model file."""
-    decided_at: str
+    decided_at: Moment
     """RFC 3339 in UTC with microseconds, later than every earlier decision on the same model."""
     generation: int = 0
     """How often the champion had changed, this decision included; a decision that changes nothing repeats it."""
@@ -83,9 +89,12 @@ class Record:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError, TypeError: it is no record.
+            ValueError: it is no record. Any hand may write a tag, so nothing of it is believed.
         """
-        return cls(**json.loads(text))
+        return _READER.validate_json(text, strict=True)
+
+
+_READER: Final = TypeAdapter(Record)
 
 
 def sign(key: bytes, model: str, record: str) -> str:
@@ -126,7 +135,7 @@ def claimed(versions: Iterable[Mapping[str, str]]) -> Record | None:
     records = []
     for tags in versions:
         for tag in (GATE_TAG, ROLLBACK_TAG):
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError):
                 records.append(Record.from_json(tags.get(tag, "")))
     return latest(records)
 
@@ -143,5 +152,5 @@ def _read(key: bytes, model: str, version: str, text: str | None, signature: str
         raise EvidenceError("signature", f"{model} version {version}: the signature of the gate's record is not ours")
     try:
         return Record.from_json(text)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise EvidenceError("record", f"{model} version {version}: the gate's record cannot be read") from error

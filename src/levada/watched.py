@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
+
+from levada.moment import Moment
 
 WATCH_TAG: Final = "levada.watch"
-
-
-def _moment(text: str) -> str:
-    try:
-        datetime.fromisoformat(text).astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError(f"{text} is out of the years there are") from error
-    return text
-
-
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
-_Moment = Annotated[str, AfterValidator(_moment)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class Shadowed:
 class Watched:
     """One look at a champion."""
 
-    at: _Moment
+    at: Moment
     """RFC 3339, UTC."""
     rows: _Count
     """The newest logged predictions that were looked at."""

@@ -11,7 +11,7 @@ import yaml
 
 from .cases import EXTERNAL, KNOBS, PLANTS, feature
 from .policy import Pod, pods, sources
-from .render import Manifest, Release, render
+from .render import CHART, Manifest, Release, render
 
 DEFAULTS = """
 ConfigMap: airflow credentials kafka mlflow pipelines postgres prometheus trainer
@@ -279,6 +279,13 @@ def test_prometheus_reads_airflow_at_the_path_of_its_plugin() -> None:
     config = yaml.safe_load(release.find("ConfigMap", "levada-prometheus")["data"]["prometheus.yml"])
     relabeled = {each.get("target_label"): each for each in config["scrape_configs"][0]["relabel_configs"]}
     assert relabeled["__metrics_path__"]["source_labels"] == ["__meta_kubernetes_pod_annotation_prometheus_io_path"]
+
+
+def test_prometheus_evaluates_the_alerts_as_they_are_written() -> None:
+    data = feature("a pipeline").find("ConfigMap", "levada-prometheus")["data"]
+    assert yaml.safe_load(data["prometheus.yml"])["rule_files"] == ["alerts.yml"]
+    written = CHART / "charts" / "observability" / "files" / "alerts.yml"
+    assert yaml.safe_load(data["alerts.yml"]) == yaml.safe_load(written.read_text())
 
 
 def test_each_sink_of_a_pipeline_knows_which_it_is() -> None:

@@ -37,6 +37,8 @@ class Reading:
     """Latest sign of life by job type."""
     import_errors: int
     """DAG files that cannot be read."""
+    failed: Mapping[str, bool]
+    """Whether the last run that ended failed, by DAG."""
     successes: Mapping[str, Success]
     """Last successful run by DAG."""
 
@@ -89,6 +91,12 @@ class _Families(Collector):
             "DAG files that cannot be read.",
             (),
             [((), reading.import_errors)],
+        )
+        yield _gauge(
+            "last_run_failed",
+            "Whether the last run that ended failed: 1 until another one succeeds.",
+            ("dag_id",),
+            (((dag_id,), failed) for dag_id, failed in self._reading.failed.items()),
         )
         yield _gauge(
             "last_success_timestamp_seconds",

@@ -52,13 +52,16 @@ def read() -> Reading:
     now = datetime.now(UTC)
     recent = DagRun.run_after >= now - RECENT
     run = aliased(DagRun)
-    last_success = (
-        select(run.id)
-        .where(run.dag_id == DagModel.dag_id, run.state == DagRunState.SUCCESS)
-        .order_by(run.run_after.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
+
+    def last(*states: DagRunState) -> Any:
+        return (
+            select(run.id)
+            .where(run.dag_id == DagModel.dag_id, run.state.in_(states))
+            .order_by(run.run_after.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+
     with create_session(scoped=False) as session:
         dags = session.scalars(select(DagModel.dag_id).where(~DagModel.is_stale)).all()
         runs = session.execute(
@@ -81,9 +84,14 @@ def read() -> Reading:
             .group_by(Job.job_type)
         ).all()
         import_errors = session.scalar(select(func.count(ParseImportError.id)))
+        ended = session.execute(
+            select(DagRun.dag_id, DagRun.state)
+            .join(DagModel, DagRun.id == last(DagRunState.SUCCESS, DagRunState.FAILED))
+            .where(~DagModel.is_stale)
+        ).all()
         successes = session.execute(
             select(DagRun.dag_id, DagRun.start_date, DagRun.end_date)
-            .join(DagModel, DagRun.id == last_success)
+            .join(DagModel, DagRun.id == last(DagRunState.SUCCESS))
             .where(~DagModel.is_stale)
         ).all()
     return Reading(
@@ -94,5 +102,6 @@ def read() -> Reading:
         | {str(state): count for state, count in [*unfinished, *finished]},
         heartbeats={job_type: beat for job_type, beat in heartbeats if beat},
         import_errors=import_errors,
+        failed={dag_id: state == DagRunState.FAILED for dag_id, state in ended},
         successes={dag_id: Success(started, ended) for dag_id, started, ended in successes if started and ended},
     )

@@ -60,6 +60,8 @@ class ModelState:
     watched: Watched | None
     live: Live | None
     """None where no predictor answers."""
+    unreadable: list[str]
+    """Tags that are no record of the gate, as "<tag> of version <number>"."""
 
     @property
     def waiting(self) -> Version | None:
@@ -80,12 +82,17 @@ def read(target: Target, name: str) -> ModelState:
         raise LineError(f"pipeline {name} has no model: declare one in global.pipelines.{name}.model, with its label")
     found = model_versions(target, name)
     latest = evidence.claimed(version["tags"] for version in found)
+    records = {
+        f"{tag} of version {version['version']}": _record(version["tags"], tag)
+        for version in found
+        for tag in (GATE_TAG, ROLLBACK_TAG)
+        if tag in version["tags"]
+    }
     decision = watched = None
     if latest is not None and latest.champion is not None:
-        records = [_record(version["tags"], tag) for version in found for tag in (GATE_TAG, ROLLBACK_TAG)]
         made = [
             record
-            for record in records
+            for record in records.values()
             if record is not None
             and record.outcome in ("promoted", "rolled back")
             and (record.generation, record.champion) == (latest.generation, latest.champion)
@@ -103,13 +110,14 @@ def read(target: Target, name: str) -> ModelState:
         )
         for version in found
     ]
-    return ModelState(pipeline, versions, decision, watched, _live(target, name))
+    unreadable = [where for where, record in records.items() if record is None]
+    return ModelState(pipeline, versions, decision, watched, _live(target, name), unreadable)
 
 
 def _record(tags: dict[str, str], tag: str) -> Record | None:
     try:
         return Record.from_json(tags.get(tag, ""))
-    except (ValueError, TypeError):
+    except ValueError:
         return None
 
 
@@ -145,6 +153,8 @@ def render(state: ModelState) -> str:
         "",
         *_trainings(state, model.gate.metric),
     ]
+    if state.unreadable:
+        lines += ["", *_told("IGNORED", f"{', '.join(state.unreadable)}: no record that a gate wrote")]
     if todo := _next(state):
         lines += ["", *_told("NEXT", todo)]
     return "\n".join(lines)

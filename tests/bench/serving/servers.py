@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.environments import CACHE, UV, image
 from tests.unit.ingest.collecting import free_port
 from tests.unit.serving.conftest import FakeMlflow
 from tests.unit.serving.predicting import HEADERS, Process
@@ -26,9 +23,6 @@ from .models import Trained
 
 SERVER_CORE = 0
 ROOT = Path(__file__).parents[3]
-UV = str(Path(sys.executable).with_name("uv"))
-LOCK = ROOT / "images" / "serving" / "requirements.txt"
-CONTAINERFILE = LOCK.with_name("Containerfile")
 PEERS = {"mlflow": ["mlflow==3.17.2"], "mlserver": ["mlserver==1.7.1", "mlserver-sklearn==1.7.1"]}
 # What the models were made with, in all of them.
 SAME = ("scikit-learn", "numpy", "pandas", "joblib")
@@ -60,8 +54,7 @@ class Server:
 
 def environment(peer: str) -> Path:
     """Folder of a peer's virtual environment."""
-    cache = os.environ.get("LEVADA_BENCH_ENVIRONMENTS", Path.home() / ".cache" / "levada" / "bench")
-    folder = Path(cache) / peer
+    folder = CACHE / peer
     if not (folder / "bin" / peer).exists():
         from importlib.metadata import version
 
@@ -69,24 +62,6 @@ def environment(peer: str) -> Path:
         python = folder / "bin" / "python"
         for command in ([UV, "venv", str(folder)], [UV, "pip", "install", "--python", str(python), *needed]):
             subprocess.run(command, check=True)
-    return folder
-
-
-def image() -> Path:
-    """Folder of an environment with the packages of our image, and no others."""
-    digest = hashlib.sha256(LOCK.read_bytes() + CONTAINERFILE.read_bytes()).hexdigest()[:12]
-    cache = os.environ.get("LEVADA_BENCH_ENVIRONMENTS", Path.home() / ".cache" / "levada" / "bench")
-    folder = Path(cache) / f"serving-{digest}"
-    python = folder / "bin" / "python"
-    if not (folder / "made").exists():
-        install = [UV, "pip", "install", "--python", str(python), "--require-hashes", "--compile", "-r", str(LOCK)]
-        for command in ([UV, "venv", "--clear", str(folder)], install):
-            subprocess.run(command, check=True)
-        (packages,) = folder.glob("lib/python*/site-packages")
-        dropped = re.search(r"venv drop (.*) \\\n", CONTAINERFILE.read_text())[1]  # type: ignore[index]
-        for path in (path for pattern in shlex.split(dropped) for path in packages.glob(pattern)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / "made").touch()
     return folder
 
 
@@ -188,7 +163,7 @@ def predictor(
     if shadow:
         mlflow.add("2", model.onnx, champion="1", outcome="kept")
     declared = {**model.declared, "serving": {"challenger": "shadow" if shadow else "none"}}
-    python = str(image() / "bin" / "python")
+    python = str(image("serving") / "bin" / "python")
     settings = {"LEVADA_PREDICTOR__POLL_SECONDS": "5", "PYTHONPATH": str(ROOT / "src")}
     if kafka:
         settings |= {"LEVADA_KAFKA__BOOTSTRAP": kafka, "LEVADA_KAFKA__PROTOCOL": "PLAINTEXT"}

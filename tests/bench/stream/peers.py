@@ -16,12 +16,12 @@ from pyiceberg.schema import Schema
 
 from levada import lake
 from levada.pipeline import parse_pipeline
+from tests.environments import CACHE
 
 from .consumers import ENTRY
 
 ROOT = Path(__file__).parents[3]
 POMS = Path(__file__).with_name("poms")
-CACHE = Path(os.environ.get("LEVADA_BENCH_ENVIRONMENTS", Path.home() / ".cache" / "levada" / "bench"))
 OTHER_CORE, CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 """The broker's core and the bench's own, and the one that is measured."""
 PINNED = ("taskset", "--cpu-list", str(CORE))

@@ -17,6 +17,7 @@ READING = Reading(
     task_instances={"running": 1, "failed": 0},
     heartbeats={"SchedulerJob": NOW - timedelta(seconds=7)},
     import_errors=2,
+    failed={"plants-train": False, "iris-train": True},
     successes={"plants-train": Success(NOW - timedelta(minutes=5), NOW - timedelta(minutes=2))},
 )
 
@@ -46,13 +47,15 @@ def test_a_reading_is_told_whole() -> None:
         ("levada_airflow_task_instances", "failed"): 0,
         ("levada_airflow_heartbeat_age_seconds", "SchedulerJob"): 7,
         ("levada_airflow_import_errors",): 2,
+        ("levada_airflow_last_run_failed", "plants-train"): 0,
+        ("levada_airflow_last_run_failed", "iris-train"): 1,
         ("levada_airflow_last_success_timestamp_seconds", "plants-train"): NOW.timestamp() - 120,
         ("levada_airflow_last_success_duration_seconds", "plants-train"): 180,
     }
 
 
 def test_before_anything_has_run_there_is_no_time_of_it() -> None:
-    empty = Reading(at=NOW, dag_runs={}, task_instances={}, heartbeats={}, import_errors=0, successes={})
+    empty = Reading(at=NOW, dag_runs={}, task_instances={}, heartbeats={}, import_errors=0, failed={}, successes={})
     assert scrape(application(lambda: empty)) == {("levada_airflow_import_errors",): 0}
 
 

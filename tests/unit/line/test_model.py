@@ -147,6 +147,21 @@ def test_few_predictions_are_said_to_be_few_and_a_broken_tag_is_none() -> None:
         assert "WATCHED      not yet" in screen(version(3, "promoted", "3", 1, **{WATCH_TAG: broken}))
 
 
+@pytest.mark.parametrize("tag", [GATE_TAG, ROLLBACK_TAG])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("generation", "9"), ("decided_at", "now"), ("decided_at", 7), ("value", "0.9"), ("champion", ["3"]),
+     ("reason", None), ("reason", "\ud800"), ("outcome", ["kept"]), ("approved_by", {})],
+)  # fmt: skip
+def test_a_tag_that_no_gate_wrote_is_told_and_ignored(tag: str, name: str, value: Any) -> None:
+    good = version(3, "promoted", "3", 1)
+    forged = {**json.loads(version(4, "kept", "3", 1)["tags"][0]["value"]), name: value}
+    text = screen(version(4, "kept", "3", 1, **{tag: json.dumps(forged)}), good)
+    assert "CHAMPION     version 3, promoted" in text
+    assert f"IGNORED      {tag} of version 4: no record that a gate wrote" in text
+    assert "IGNORED" not in screen(good)
+
+
 def test_a_challenger_that_was_promoted_is_none_any_more() -> None:
     shadowed = WATCHED.to_json()
     text = screen(

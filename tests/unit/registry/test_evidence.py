@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from levada.evidence import (
     SIGNATURE_TAG,
     EvidenceError,
     Record,
+    claimed,
     newest,
     sign,
     verify,
@@ -55,6 +57,37 @@ def test_evidence_that_does_not_hold_is_named(version: str, given: dict[str, str
     with pytest.raises(EvidenceError) as caught:
         verify(KEY, "iris", version, given)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "7", "[1]", "{}", "[" * 100_000, "9" * 10_000, RECORD.to_json()[:-1] + ',"more":1}']
+)
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="Record"):
+        Record.from_json(text)
+    assert claimed([{GATE_TAG: text}, tags(RECORD), {ROLLBACK_TAG: text}]) == RECORD
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("outcome", "great"), ("version", 3), ("champion", ["3"]), ("metric", None), ("value", "0.9"), ("value", None),
+        ("champion_value", []), ("reason", {}), ("reason", "\ud800"), ("onnx_sha256", 7), ("decided_at", 7),
+        ("decided_at", "yesterday"), ("decided_at", "0001-01-01T00:00:00+14:00"), ("generation", "9"),
+        ("generation", 1.5), ("generation", None), ("approved_by", 7), ("approved_why", [1]), ("report_sha256", False),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_not_as_a_gate_writes_it_is_refused(name: str, value: Any) -> None:
+    text = json.dumps(json.loads(RECORD.to_json()) | {name: value})
+    with pytest.raises(ValueError, match="Record"):
+        Record.from_json(text)
+    assert claimed([{GATE_TAG: text}, tags(RECORD)]) == RECORD
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), -3.0, 1e300])
+def test_whatever_a_metric_gives_is_read_back(value: float) -> None:
+    record = replace(RECORD, value=value, champion_value=value)
+    assert repr(Record.from_json(record.to_json())) == repr(record)
 
 
 def test_the_newest_record_that_verifies_counts() -> None:

@@ -1,0 +1,71 @@
+"""The alert rules of the chart, evaluated by Prometheus' own tool on what our processes export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from levada.batch.exposition import Reading, exposition
+from levada.cluster import packages
+from levada.cluster.errors import ClusterError
+from tests.environments import CACHE
+
+RULES = Path(__file__).parents[3] / "charts" / "levada" / "charts" / "observability" / "files" / "alerts.yml"
+START = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """The program, from Debian's package and not installed: that would start a Prometheus."""
+    if (found := shutil.which("promtool")) is not None:
+        return found
+    folder = CACHE / "prometheus"
+    program = folder / "usr" / "bin" / "promtool"
+    if not program.exists():
+        try:
+            packages.unpack("prometheus", folder)
+            if not program.exists():  # a package of its own since Debian 13
+                packages.unpack("promtool", folder)
+        except ClusterError as error:
+            pytest.skip(f"no promtool: {error}")
+    return str(program)
+
+
+def series(readings: list[Reading]) -> list[dict[str, str]]:
+    """What two api-servers export of the readings, one a minute, as promtool takes it."""
+    found: dict[str, list[str]] = {}
+    for minute, reading in enumerate(readings):
+        for family in text_string_to_metric_families(exposition(reading).decode()):
+            for sample in family.samples:
+                for pod in ("a", "b"):
+                    labels = ",".join(f'{name}="{value}"' for name, value in {**sample.labels, "pod": pod}.items())
+                    values = found.setdefault(f"{sample.name}{{{labels}}}", ["_"] * len(readings))
+                    values[minute] = f"{sample.value:g}"
+    return [{"series": name, "values": " ".join(values)} for name, values in found.items()]
+
+
+@pytest.mark.row(49, part="and alerts")
+def test_a_failed_training_is_an_alert_until_one_succeeds(promtool: str, tmp_path: Path) -> None:
+    minutes = [{}, {"iris-train": False}, {"iris-train": True}, {"iris-train": True}, {"iris-train": False}]
+    other = {"plants-train": False, "iris-approve": True}  # a person who approves sees it
+    nothing = Reading(START, dag_runs={}, task_instances={}, heartbeats={}, import_errors=0, failed={}, successes={})
+    readings = [replace(nothing, failed=other | each) for each in minutes]
+    alert = {
+        "exp_labels": {"severity": "warning", "dag_id": "iris-train"},
+        "exp_annotations": {"summary": "The last run of iris-train failed; its log is in Airflow."},
+    }
+    asked = [
+        {"eval_time": f"{at}m", "alertname": "TrainingFailed", "exp_alerts": [alert] if each.get("iris-train") else []}
+        for at, each in enumerate(minutes)
+    ]
+    tests = [{"interval": "1m", "input_series": series(readings), "alert_rule_test": asked}]
+    (tmp_path / "tests.yml").write_text(json.dumps({"rule_files": [str(RULES)], "tests": tests}))
+    done = subprocess.run([promtool, "test", "rules", str(tmp_path / "tests.yml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
