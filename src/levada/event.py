@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
-from levada import rules
 from levada.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from levada.rules import Rule
 
 SCHEMA_VERSION: Final = "1"
 """Version of the envelope: JSON value, headers ``event-id``, ``event-time``, ``pipeline``, ``schema``."""
@@ -132,6 +134,12 @@ def parse(raw: bytes) -> dict[str, Any]:
     return event
 
 
+def _rule(text: str, types: Mapping[str, str]) -> Rule:
+    from levada import rules  # only where one is declared: its parser is large
+
+    return rules.parse(text, types)
+
+
 class Checker:
     """Decodes and checks the events of one pipeline.
 
@@ -151,7 +159,7 @@ class Checker:
         self._rules = [
             (name, rule)
             for name, field in pipeline.fields.items()
-            if field.rule is not None and not (rule := rules.parse(field.rule, pipeline.types)).columns & hidden
+            if field.rule is not None and not (rule := _rule(field.rule, pipeline.types)).columns & hidden
         ]
 
     def decode(self, raw: bytes) -> dict[str, Any]:

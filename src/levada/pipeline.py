@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic import Field as Property
 from pydantic.alias_generators import to_camel
 
-from levada import rules
 from levada.errors import UserError
 
 FieldType = Literal["string", "long", "double", "boolean", "timestamp"]
@@ -38,6 +37,8 @@ MODEL_SCORE: Final = "model_score"
 SHADOW: Final = "/shadow"
 """What follows the id of a logged prediction in the id of what a challenger in shadow said to the same."""
 _PREDICTIONS: Final = ".predictions"
+_RULES_UNREAD: Final = {"rules": "unread"}
+"""Context of a validation that leaves rules alone."""
 
 
 class PipelineError(UserError):
@@ -301,8 +302,8 @@ class Declaration(_Model):
         return frozenset(name for name, field in self.fields.items() if field.sensitive is not None)
 
     @model_validator(mode="after")
-    def _references_hold(self) -> Self:
-        problems = [f"fields.{name}.rule {problem}" for name, problem in self._bad_rules()]
+    def _references_hold(self, info: ValidationInfo) -> Self:
+        problems = [] if info.context == _RULES_UNREAD else self._bad_rules()
         if self.key is not None:
             problems += self._unknown("key", self.key)
             if self.key in self.fields and not self.fields[self.key].required:
@@ -312,7 +313,7 @@ class Declaration(_Model):
                     f"key: `{self.key}` is sensitive; only `sensitive: hmac` gives equal keys for equal values"
                 )
         problems += self._bad_event_time()
-        problems += self._bad_screen()
+        problems += self._bad_rates()
         if self.stream.replicas > self.topic.partitions:
             problems.append(
                 f"stream.replicas is {self.stream.replicas}, the topic has {self.topic.partitions} partitions: a sink "
@@ -324,15 +325,21 @@ class Declaration(_Model):
             raise ValueError("; ".join(problems))
         return self
 
-    def _bad_rules(self) -> list[tuple[str, str]]:
-        bad = []
-        for name, field in self.fields.items():
-            if field.rule is not None:
-                try:
-                    rules.parse(field.rule, self.types)
-                except rules.RuleError as error:
-                    bad.append((name, str(error)))
-        return bad
+    def _bad_rules(self) -> list[str]:
+        declared = [(f"fields.{name}.rule", field.rule) for name, field in self.fields.items()]
+        declared += [(f"screen.{name}.rule", screen.rule) for name, screen in self.screen.items()]
+        texts = [(where, text) for where, text in declared if text is not None]
+        if not texts:
+            return []
+        from levada import rules  # its parser takes more memory than all else here
+
+        problems = []
+        for where, text in texts:
+            try:
+                rules.parse(text, self.types)
+            except rules.RuleError as error:
+                problems.append(f"{where} {error}")
+        return problems
 
     def _bad_event_time(self) -> list[str]:
         if self.event_time is None:
@@ -343,17 +350,9 @@ class Declaration(_Model):
             problems.append(f"eventTime: `{self.event_time}` must be a required field of type timestamp")
         return problems
 
-    def _bad_screen(self) -> list[str]:
-        problems = []
-        for name, screen in self.screen.items():
-            if screen.rate is not None:
-                problems += self._unknown(f"screen.{name}.rate.field", screen.rate.field)
-            if screen.rule is not None:
-                try:
-                    rules.parse(screen.rule, self.types)
-                except rules.RuleError as error:
-                    problems.append(f"screen.{name}.rule {error}")
-        return problems
+    def _bad_rates(self) -> list[str]:
+        rates = {name: screen.rate for name, screen in self.screen.items() if screen.rate is not None}
+        return [each for name, rate in rates.items() for each in self._unknown(f"screen.{name}.rate.field", rate.field)]
 
     def _unknown(self, where: str, name: str) -> list[str]:
         if name in self.fields:
@@ -487,14 +486,19 @@ class Predictions(Pipeline):
         return ("predictions", self.name.removesuffix(_PREDICTIONS).replace("-", "_"))
 
 
-def parse_pipeline(entry: dict[str, Any], name: str) -> Pipeline:
+def parse_pipeline(entry: dict[str, Any], name: str, *, rules: bool = True) -> Pipeline:
     """Check one declaration.
+
+    Args:
+        entry: as declared.
+        name: of the pipeline.
+        rules: whether rules are checked as well; a process that applies none has no need for their parser.
 
     Raises:
         PipelineError: with one line for every problem, each naming its field.
     """
     try:
-        return Pipeline.model_validate({"name": name, **entry})
+        return Pipeline.model_validate({"name": name, **entry}, context=None if rules else _RULES_UNREAD)
     except ValidationError as error:
         raise PipelineError("\n".join(_describe(name, problem) for problem in error.errors())) from error
 
@@ -524,15 +528,15 @@ def load_pipelines(folder: Path) -> dict[str, Pipeline]:
     return pipelines
 
 
-def load_pipeline(folder: Path, name: str) -> Pipeline:
-    """The pipeline ``name`` declared in ``folder``.
+def load_pipeline(folder: Path, name: str, *, rules: bool = True) -> Pipeline:
+    """The pipeline ``name`` declared in ``folder``, with its rules checked unless ``rules`` is false.
 
     Raises:
         PipelineError: there is none, or it cannot be used.
     """
     for suffix in ("json", "yaml"):
         if (path := folder / f"{name}.{suffix}").is_file():
-            return _load(path)
+            return _load(path, rules=rules)
     raise PipelineError(f"pipeline {name}: not declared; declared are {', '.join(declared_names(folder)) or 'none'}")
 
 
@@ -554,7 +558,7 @@ def declared_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*") if path.suffix in (".json", ".yaml"))
 
 
-def _load(path: Path) -> Pipeline:
+def _load(path: Path, *, rules: bool = True) -> Pipeline:
     try:
         text = path.read_text()
         entry = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -562,4 +566,4 @@ def _load(path: Path) -> Pipeline:
         raise PipelineError(f"pipeline {path.stem}: {path} cannot be read: {error}") from error
     if not isinstance(entry, dict):
         raise PipelineError(f"pipeline {path.stem}: {path} must hold a mapping")
-    return parse_pipeline(entry, path.stem)
+    return parse_pipeline(entry, path.stem, rules=rules)

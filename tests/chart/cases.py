@@ -79,6 +79,10 @@ def _features() -> dict[str, Mapping[str, Any]]:
         "pipeline off": {"global": {"pipelines": {"plants": {"enabled": False}}}},
         "sink off": {"global": {"pipelines": {"plants": {"stream": {"enabled": False}}}}},
         "predictor scaled": {"global": {"pipelines": {"plants": {"serving": {"maxReplicas": 4}}}}},
+        "predictor scaled by requests": {
+            "global": {"pipelines": {"plants": {"serving": {"maxReplicas": 4}}}},
+            "serving": {"predictor": {"targetInFlight": 0.5}},
+        },
         "predictor open, models kept": {
             "serving": {"predictor": {"apiKeys": {"enabled": False}, "cache": {"existingClaim": "models"}}}
         },

@@ -73,6 +73,13 @@ def test_an_autoscaler_owns_the_replicas_of_a_predictor_that_may_have_more() -> 
     assert fixed.find("Deployment", "levada-predictor-plants")["spec"]["replicas"] == 3
 
 
+def test_an_autoscaler_goes_by_requests_in_flight_where_it_is_told_how_many() -> None:
+    (scaler,) = feature("predictor scaled by requests").kind("HorizontalPodAutoscaler")
+    target = {"type": "AverageValue", "averageValue": "0.5"}
+    pods = {"metric": {"name": "levada_predict_in_flight"}, "target": target}
+    assert scaler["spec"]["metrics"] == [{"type": "Pods", "pods": pods}]
+
+
 def test_predictions_need_a_key_unless_told_otherwise() -> None:
     for name, keys, volume in (
         ("a pipeline", "/etc/levada/credentials/api-keys/keys.json", {"emptyDir": {"sizeLimit": "1Gi"}}),

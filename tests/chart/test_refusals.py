@@ -42,6 +42,13 @@ def test_a_pipeline_of_wrong_types_is_refused_by_path(helm: str) -> None:
         assert f"/global/pipelines/plants/{path}" in str(refused.value)
 
 
+@pytest.mark.parametrize("helm", ["helm", "helm3"])
+@pytest.mark.parametrize("wrong", [-1, "many", 10_001])
+def test_a_number_of_requests_in_flight_that_cannot_be_is_refused_by_path(wrong: object, helm: str) -> None:
+    with pytest.raises(RenderError, match="/serving/predictor/targetInFlight"):
+        render(values=merge(PIPELINES, {"serving": {"predictor": {"targetInFlight": wrong}}}), helm=helm)
+
+
 OFF = {"enabled": False}
 
 

@@ -65,7 +65,7 @@ class Line:
 
     target: Target
     admin: Target
-    """The same release with the rights of a cluster admin, for looking only."""
+    """The same release with the rights of a cluster admin, for looking, and for what no namespace holds."""
     values: list[Path]
 
     @cached_property

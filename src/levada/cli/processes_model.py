@@ -135,14 +135,14 @@ def serve() -> None:
     """Answer predictions of $LEVADA_PIPELINE from its champion."""
     from levada.serving.serve import serve as start
 
-    start(*_this_pipeline())
+    start(*_this_pipeline(rules=False))
 
 
-def _this_pipeline() -> tuple[Settings, Pipeline]:
+def _this_pipeline(*, rules: bool = True) -> tuple[Settings, Pipeline]:
     from levada.config import required, settings
     from levada.pipeline import load_pipeline
     from levada.process import configure_logging
 
     here = settings()
     configure_logging(here.log_level)
-    return here, load_pipeline(here.pipelines, required(here.pipeline, "LEVADA_PIPELINE"))
+    return here, load_pipeline(here.pipelines, required(here.pipeline, "LEVADA_PIPELINE"), rules=rules)

@@ -114,6 +114,8 @@ class Connection(HttpToolsProtocol):
     limits: Limits
     on_refusal: Callable[[int], None]
     """Told the status of each refusal that the application does not see."""
+    _lines_of: ClassVar[tuple[Any, bytes]] = None, b""
+    """The server's own headers, which it makes anew every second, and their lines."""
     direct: Callable[[Exchange], bool]
     """Whether it takes an exchange; one that it does not take it must leave alone. Does not raise."""
 
@@ -266,7 +268,10 @@ class Connection(HttpToolsProtocol):
         """Write the answer to an exchange, unless the client has gone."""
         if exchange.disconnected or self.transport.is_closing():
             return
-        dated = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        default = self.server_state.default_headers
+        if default is not self._lines_of[0]:
+            Connection._lines_of = default, b"".join([b"%b: %b\r\n" % header for header in default])
+        dated = self._lines_of[1]
         close = b"" if exchange.keep_alive else _CLOSE
         length = b"content-length: %d\r\n\r\n" % len(body)
         self.transport.write(b"".join((STATUS_LINE[status], dated, headers, close, length, body)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from levada.event import SCHEMA_VERSION, Checker, EventError, Violation, parse
 from levada.http.problem import Problem
+from levada.ingest.producer import Headers
 from levada.ingest.screen import Screens, Suspicion
 from levada.ingest.seal import BusyError, Sealer
 from levada.pipeline import Pipeline, PipelineError, seconds
@@ -28,14 +29,13 @@ class Event:
     """As sent, with digests once it is sealed; None where nothing is sensitive."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A message as Kafka gets it."""
 
     topic: str
     value: bytes
     key: str
-    headers: list[tuple[str, str]]
+    headers: Headers
     review: bool
 
 
@@ -111,7 +111,8 @@ class Declared:
         if pipeline.key is not None:
             held = event.record if pipeline.key not in pipeline.sensitive else event.parsed or {}
             key = _text(held[pipeline.key])
-        headers = [("event-id", event_id), ("event-time", event.moment.isoformat()), *self._fixed]
+        moment = orjson.dumps(event.moment)[1:-1]  # as isoformat, at a third of the cost
+        headers: Headers = [("event-id", event_id), ("event-time", moment), *self._fixed]
         suspicion = None if self._screens is None else self._screens.judge(event.record)
         if suspicion is not None:
             headers += _why(suspicion)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-import httpx
 import numpy as np
 import orjson
 import structlog
@@ -22,7 +21,7 @@ from levada.scoring import OnnxModel, ScoringError
 from levada.serving.cache import Cache
 from levada.serving.loaded import Loaded
 from levada.serving.quality import Quality
-from levada.serving.registry import Registry, Version
+from levada.serving.registry import Registry, RegistryError, Version
 
 _FIRST: Final = 50
 """Versions that are looked at when nothing is known yet, from the newest down; later, those that are not forgotten."""
@@ -125,7 +124,7 @@ class Watcher:
                 self._tidy()
             if self.champion is not None and self.champion.version in self._versions:
                 self._quality.show(self._name, self._versions[self.champion.version].version)
-        except (httpx.HTTPError, KeyError, ValueError) as error:
+        except (RegistryError, KeyError, ValueError) as error:
             POLL_ERRORS.labels(self._name).inc()
             log.warning("the registry cannot be read", model=self._name, error=f"{type(error).__name__}: {error}")
             if self.champion is None:
@@ -139,7 +138,7 @@ class Watcher:
             return
         try:
             self._swap(self._load(known[newest.champion], _SERVES))
-        except (httpx.HTTPError, EvidenceError, ScoringError) as error:
+        except (RegistryError, EvidenceError, ScoringError) as error:
             log.error("the cache has no model that can serve", model=self._name, error=str(error))
 
     def _learn(self, version: Version) -> None:

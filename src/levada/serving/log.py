@@ -32,10 +32,10 @@ from levada.serving.loaded import Loaded, Outcomes, Scores
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
-_MAX_ROWS: Final = 15_000
-"""One request may have 10,000, and shall find room while others wait."""
-_MAX_BYTES: Final = 8_388_608
-"""Of the bodies that asked for them: a row may hold a text of any length."""
+_MAX_ROWS: Final = 2_000
+"""That wait when another request is taken, which may have twice as many."""
+_MAX_BYTES: Final = 4_194_304
+"""The same for the bodies that asked for them: a row may hold a text of any length."""
 _CHUNK: Final = 50
 """Rows that are written at once, in some tenths of a millisecond, for which answers may have to wait."""
 _PAUSE_SECONDS: Final = 0.05
@@ -106,7 +106,7 @@ class PredictionLog:
         self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores, asked: Asked, size: int
     ) -> None:
         """Keep what was answered; never waits."""
-        if self._has_room(len(rows), size):
+        if self._has_room(len(rows)):
             self._mirrored += len(rows)
             self._bytes_mirrored += size
             self._queue.append((time.time(), model, rows, outcomes, scores, asked, size, ""))
@@ -115,16 +115,14 @@ class PredictionLog:
         self, model: Loaded, rows: Sequence[Row], outcomes: Outcomes, scores: Scores, asked: Asked, size: int
     ) -> None:
         """Keep what a challenger said to the same, beside what was answered."""
-        if self._has_room(len(rows), size):
+        if self._has_room(len(rows)):
             self._shadowed += len(rows)
             self._bytes_shadowed += size
             self._queue.append((time.time(), model, rows, outcomes, scores, asked, size, SHADOW))
 
-    def _has_room(self, rows: int, size: int) -> bool:
-        if (
-            self._mirrored + self._shadowed - self._taken + rows <= _MAX_ROWS
-            and self._bytes_mirrored + self._bytes_shadowed - self._bytes_taken + size <= _MAX_BYTES
-        ):
+    def _has_room(self, rows: int) -> bool:
+        waiting = self._mirrored + self._shadowed - self._taken
+        if waiting < _MAX_ROWS and self._bytes_mirrored + self._bytes_shadowed - self._bytes_taken < _MAX_BYTES:
             return True
         self._dropped["busy"].inc(rows)
         return False

@@ -15,6 +15,8 @@ SECONDS: Final = Histogram(
     ["name"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
+"""Its sum grows by as many seconds a second as requests are in flight, which an autoscaler goes by
+(docs/how-to/predict.md): a gauge would be 0 at most scrapes, and the size of a batch at others."""
 
 
 class Counts:

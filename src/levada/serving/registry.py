@@ -1,16 +1,33 @@
 """The model registry as the predictor sees it: MLflow's REST API, without MLflow's client.
 
-The client and what it brings are several times the size of the predictor; five requests are all it takes.
+The client and what it brings are several times the size of the predictor; five requests are all it takes. They are
+made with the standard library, which is loaded already: another client would be some megabytes of each predictor.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import urlopen
 
-import httpx
+_TIMEOUT_SECONDS: Final = 10.0
+
+
+class RegistryError(Exception):
+    """The registry does not answer, or not well; the message says how.
+
+    Attributes:
+        status: of an answer that says that something is wrong; None for all else.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -28,26 +45,36 @@ def _version(raw: dict[str, Any]) -> Version:
 
 
 class Registry:
-    """Reads one MLflow server; every method raises :class:`httpx.HTTPError` when it does not answer well."""
+    """Reads one MLflow server; every method raises :class:`RegistryError` when it does not answer well."""
 
     def __init__(self, uri: str) -> None:
-        self._http = httpx.Client(base_url=uri, timeout=10.0)
+        self._uri = uri.rstrip("/")
 
-    def close(self) -> None:
-        """Close its connections."""
-        self._http.close()
+    def _read(self, path: str) -> bytes:
+        try:
+            with urlopen(self._uri + path, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - who deploys it names it
+                body: bytes = answer.read()
+                return body
+        except HTTPError as error:
+            error.close()
+            raise RegistryError(f"{path}: {error.code} {error.reason}", error.code) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise RegistryError(f"{path}: {getattr(error, 'reason', None) or error!r}") from error
 
     def _get(self, path: str, **params: str | int) -> dict[str, Any]:
-        body: dict[str, Any] = self._http.get(f"/api/2.0/mlflow/{path}", params=params).raise_for_status().json()
+        try:
+            body: dict[str, Any] = json.loads(self._read(f"/api/2.0/mlflow/{path}?{urlencode(params)}"))
+        except ValueError as error:
+            raise RegistryError(f"{path}: the answer is not JSON: {error}") from error
         return body
 
     def alias(self, model: str, alias: str) -> Version | None:
         """The version an alias stands for; None when there is no such model or alias."""
         try:
             return _version(self._get("registered-models/alias", name=model, alias=alias)["model_version"])
-        except httpx.HTTPStatusError as error:
+        except RegistryError as error:
             # A missing model is RESOURCE_DOES_NOT_EXIST with 404, a missing alias INVALID_PARAMETER_VALUE with 400.
-            if error.response.status_code in (400, 404):
+            if error.status in (400, 404):
                 return None
             raise
 
@@ -66,6 +93,5 @@ class Registry:
         """One file of a run, through the server, which alone can reach the artifact store."""
         root = urlsplit(self._get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"])
         if root.scheme != "mlflow-artifacts":
-            raise httpx.UnsupportedProtocol(f"artifacts of run {run_id} are at {root.scheme}://, not behind MLflow")
-        address = f"/api/2.0/mlflow-artifacts/artifacts/{root.path.strip('/')}/{path}"
-        return self._http.get(address).raise_for_status().content
+            raise RegistryError(f"artifacts of run {run_id} are at {root.scheme}://, not behind MLflow")
+        return self._read(f"/api/2.0/mlflow-artifacts/artifacts/{root.path.strip('/')}/{path}")

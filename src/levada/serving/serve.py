@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import threading
 from pathlib import Path
@@ -63,7 +62,6 @@ def serve(settings: Settings, pipeline: Pipeline) -> None:
 
     def main(stop: threading.Event) -> None:
         sys.setswitchinterval(_SWITCH_SECONDS)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every poll
         threading.Thread(target=watcher.run, args=(stop, chosen.poll_seconds), name="watcher", daemon=True).start()
         if shadows:
             threading.Thread(target=shadow.run, args=(stop,), name="shadow", daemon=True).start()

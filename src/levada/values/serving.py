@@ -36,6 +36,8 @@ class Predictor(Replicated, Exposed):
     """Of a pipeline that does not say `serving.maxReplicas`: above `replicas`, an autoscaler adds pods up to this."""
     target_cpu: Annotated[int, Field(ge=10, le=100)]
     """Percentage of the requested processors at which pods are added."""
+    target_in_flight: Annotated[float, Field(ge=0, le=10_000)]
+    """Requests in flight, on average of a pod, at which pods are added, by custom metrics; 0: `targetCpu` decides."""
     api_keys: ApiKeys
     """Who may ask for predictions."""
     cache: Cache

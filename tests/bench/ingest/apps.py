@@ -34,10 +34,10 @@ def durable() -> None:
 
 def forgetful() -> None:
     """The collector, which here answers as soon as the event is in the producer's queue."""
-    from levada.ingest.producer import AckProducer, Outcome, Receipt
+    from levada.ingest.producer import AckProducer, Headers, Outcome, Receipt
 
     def send(
-        self: AckProducer, topic: str, value: bytes, key: str | bytes, headers: list[tuple[str, str]]
+        self: AckProducer, topic: str, value: bytes, key: str | bytes, headers: Headers
     ) -> asyncio.Future[Outcome]:
         future: asyncio.Future[Outcome] = self._loop.create_future()
         self._producer.produce(topic, value, key, headers=headers)

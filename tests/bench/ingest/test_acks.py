@@ -1,6 +1,6 @@
 """What acks 0, 1 and all cost and lose, on three real brokers, throttled, unthrottled, and with a broker killed.
 
-Method: three brokers with the chart's settings and one producer with the collector's (lz4, linger 2 ms, a queue of
+Method: three brokers with the chart's settings and one producer with the collector's (lz4, linger 5 ms, a queue of
 32 MiB; idempotent where acks=all allows it), all on this machine's cores as they come; 100,000 numbered records of
 1,000 bytes that do not compress, to a new topic of 3 partitions, 3 replicas, min.insync.replicas 2; the first run of
 each acks, and the first 5,000 records of each run, are warm-up and counted nowhere. Latency is from when a record was

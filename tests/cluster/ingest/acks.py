@@ -60,7 +60,7 @@ def run(kafka: Brokers, acks: str, records: int, rate: float | None = None, *, k
     until(lambda: -1 not in _leaders(kafka, topic), 30, "a leader of each partition")
     producer = Producer(
         kafka.client(
-            "admin", acks=acks, enable_idempotence=acks == "all", compression_type="lz4", linger_ms=2,
+            "admin", acks=acks, enable_idempotence=acks == "all", compression_type="lz4", linger_ms=5,
             queue_buffering_max_kbytes=32_768, message_timeout_ms=_GIVE_UP_SECONDS * 1000,
             reconnect_backoff_ms=100, reconnect_backoff_max_ms=1000,
         )

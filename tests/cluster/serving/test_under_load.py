@@ -19,6 +19,7 @@ import pytest
 from levada.line.install import write_values
 from levada.line.target import ready_pods
 from tests.cluster.conftest import wait_for
+from tests.cluster.serving.custom_metrics import custom_metrics
 from tests.cluster.serving.load import Answers, load
 from tests.cluster.serving.test_predictor import _HERE, instances, version
 
@@ -32,9 +33,11 @@ SELECTOR = "app.kubernetes.io/component=predictor,levada.io/pipeline=iris"
 
 
 @contextmanager
-def serving(line: Line, folder: Path, **options: Any) -> Iterator[None]:
-    """The line with other ``serving`` options of iris."""
-    line.install(write_values(folder / "serving.yaml", {"global": {"pipelines": {"iris": {"serving": options}}}}))
+def serving(line: Line, folder: Path, *, in_flight: float = 0, **options: Any) -> Iterator[None]:
+    """The line with other ``serving`` options of iris, and ``in_flight`` requests as the autoscaler's target."""
+    iris = {"global": {"pipelines": {"iris": {"serving": options}}}}
+    values = {**iris, "serving": {"predictor": {"targetInFlight": in_flight}}}
+    line.install(write_values(folder / "serving.yaml", values))
     try:
         yield
     finally:
@@ -164,15 +167,25 @@ def test_predictions_go_on_while_all_stores_are_away(line: Line, two: None) -> N
 
 
 def test_a_crowd_brings_pods_and_takes_them_away(line: Line, tmp_path: Path) -> None:
-    scaler = "horizontalpodautoscaler/levada-predictor-iris"
     with serving(line, tmp_path, replicas=1, maxReplicas=3):
-        # As deployed it waits for five minutes before it takes pods away.
-        quick = {"stabilizationWindowSeconds": 5, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]}
-        line.kubectl("patch", scaler, "-p", json.dumps({"spec": {"behavior": {"scaleDown": quick}}}))
-        wait_for(lambda: len(pods(line)) == 1, 180)
-        with asking(line, requests=1000, connections=2, pause=0.2):
-            with asking(line):
-                grown = wait_for(lambda: len(pods(line)) == 3, 240)
-                wait_for(lambda: all(asked(line, pod) for pod in pods(line)), 60)
-            shrunk = wait_for(lambda: len(pods(line)) == 1, 300)
-        print(f"three pods after {grown:.0f} s under load, one again {shrunk:.0f} s after it")
+        grow_and_shrink(line)
+
+
+def test_requests_in_flight_bring_pods_and_take_them_away(line: Line, tmp_path: Path) -> None:
+    with custom_metrics(line, tmp_path), serving(line, tmp_path, in_flight=0.2, replicas=1, maxReplicas=3):
+        grow_and_shrink(line)
+
+
+def grow_and_shrink(line: Line) -> None:
+    """Three predictors while there is a crowd, one before and after it; no request fails."""
+    # As deployed it waits for five minutes before it takes pods away.
+    quick = {"stabilizationWindowSeconds": 5, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]}
+    scaler = "horizontalpodautoscaler/levada-predictor-iris"
+    line.kubectl("patch", scaler, "-p", json.dumps({"spec": {"behavior": {"scaleDown": quick}}}))
+    wait_for(lambda: len(pods(line)) == 1, 180)
+    with asking(line, requests=1000, connections=2, pause=0.2):
+        with asking(line):
+            grown = wait_for(lambda: len(pods(line)) == 3, 240)
+            wait_for(lambda: all(asked(line, pod) for pod in pods(line)), 60)
+        shrunk = wait_for(lambda: len(pods(line)) == 1, 300)
+    print(f"three pods after {grown:.0f} s under load, one again {shrunk:.0f} s after it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,8 @@ Make = Callable[..., bytes]
 
 
 @pytest.fixture
-def registry(mlflow: FakeMlflow) -> Iterator[Registry]:
-    made = Registry(mlflow.uri)
-    yield made
-    made.close()
+def registry(mlflow: FakeMlflow) -> Registry:
+    return Registry(mlflow.uri)
 
 
 @pytest.fixture
