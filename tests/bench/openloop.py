@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 
@@ -56,6 +57,7 @@ async def main(port: int, request: bytes, rate: float, seconds: float) -> list[f
 
 
 if __name__ == "__main__":
+    gc.disable()  # its own pauses are nobody's answer
     port, rate, seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         taken = sorted(runner.run(main(port, sys.stdin.buffer.read(), rate, seconds)))

@@ -43,6 +43,8 @@ class Server:
     url: str
     started: float
     """Seconds from the start of the process to the first prediction."""
+    health: str = ""
+    """Where ours is asked for its metrics, as the line's Prometheus does."""
 
     def request(self, rows: int) -> bytes:
         """One whole request of so many rows."""
@@ -170,7 +172,7 @@ def predictor(
     begin = time.monotonic()
     with pinned():
         process = Process(folder, mlflow.uri, declared, wait=False, python=python, **settings)
-    server = Server("levada", model, process.process.pid, f"{process.url}/predict", 0.0)
+    server = Server("levada", model, process.process.pid, f"{process.url}/predict", 0.0, process.health)
     try:
         _await(server, process.process, begin, process.log)
         yield server

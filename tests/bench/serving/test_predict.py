@@ -84,7 +84,7 @@ def wrk(measured: Measured, seconds: float, folder: Path) -> None:
 
 def counter(server: Server, name: str) -> float:
     """One of a predictor's counters."""
-    text = httpx.get(server.url.replace("/predict", "/metrics")).text
+    text = httpx.get(f"{server.health}/metrics").text
     return float(re.search(rf"^levada_{name}_total{{[^}}]*}} (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
 
 

@@ -111,7 +111,7 @@ class Process:
         (folder / "keys.json").write_text(json.dumps(keys))
         self.log = folder / "predictor.log"
         self.port, health = free_port(), free_port()
-        self.url, self._health = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{health}"
+        self.url, self.health = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{health}"
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("LEVADA_")},
             "LEVADA_PIPELINES": str(pipelines),
@@ -136,7 +136,7 @@ class Process:
 
     def ready(self) -> bool:
         try:
-            return httpx.get(f"{self._health}/readyz").status_code == 200
+            return httpx.get(f"{self.health}/readyz").status_code == 200
         except httpx.TransportError:
             return False
 
