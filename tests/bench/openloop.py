@@ -1,4 +1,8 @@
-"""A client that sends at a fixed rate, whatever the answers do: latency counts from when a request was due."""
+"""A client that sends at a fixed rate, whatever the answers do: latency counts from when a request was due.
+
+``python openloop.py PORT RATE SECONDS CONNECTIONS``, the request on standard input: prints p50 and p99 in seconds.
+There must be more connections than requests in flight at that rate, or what is measured is the wait for one.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,6 @@ import sys
 import time
 
 import uvloop
-
-CONNECTIONS = 64
 
 
 class Client(asyncio.Protocol):
@@ -39,16 +41,16 @@ class Client(asyncio.Protocol):
         self._next()
 
 
-async def main(port: int, request: bytes, rate: float, seconds: float) -> list[float]:
+async def main(port: int, request: bytes, rate: float, seconds: float, connections: int) -> list[float]:
     taken: list[float] = []
     loop = asyncio.get_running_loop()
     clients = [
-        (await loop.create_connection(lambda: Client(request, taken), "127.0.0.1", port))[1] for _ in range(CONNECTIONS)
+        (await loop.create_connection(lambda: Client(request, taken), "127.0.0.1", port))[1] for _ in range(connections)
     ]
     begin, sent = time.perf_counter(), 0
     while (now := time.perf_counter() - begin) < seconds:
         while sent < now * rate:
-            clients[sent % CONNECTIONS].due(begin + sent / rate)
+            clients[sent % connections].due(begin + sent / rate)
             sent += 1
         await asyncio.sleep(0.0005)
     await asyncio.sleep(0.5)
@@ -58,7 +60,7 @@ async def main(port: int, request: bytes, rate: float, seconds: float) -> list[f
 
 if __name__ == "__main__":
     gc.disable()  # its own pauses are nobody's answer
-    port, rate, seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+    port, rate, seconds, connections = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        taken = sorted(runner.run(main(port, sys.stdin.buffer.read(), rate, seconds)))
+        taken = sorted(runner.run(main(port, sys.stdin.buffer.read(), rate, seconds, connections)))
     print(*(taken[int(len(taken) * part)] for part in (0.5, 0.99)))

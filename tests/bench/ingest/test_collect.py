@@ -151,7 +151,7 @@ def tail(port: int, rate: float, cores: str) -> tuple[float, float]:
         f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     done = subprocess.run(
-        ["taskset", "-c", cores, sys.executable, str(OPEN_LOOP), str(port), str(rate), "5"],
+        ["taskset", "-c", cores, sys.executable, str(OPEN_LOOP), str(port), str(rate), "5", str(CONNECTIONS[-1])],
         input=head.encode() + body, capture_output=True, check=True,
     )  # fmt: skip
     p50, p99 = (float(text) * 1000 for text in done.stdout.split())

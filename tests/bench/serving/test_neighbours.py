@@ -85,7 +85,7 @@ def hostile(port: int) -> Iterator[subprocess.Popen[str]]:
 def neighbour(port: int) -> tuple[float, float]:
     """p50 and p99 in milliseconds, for as long as a round of the hostile ones lasts."""
     done = subprocess.run(
-        [*ON_CORE, str(OPEN_LOOP), str(port), str(RATE), str(len(CASES) / HOSTILE)],
+        [*ON_CORE, str(OPEN_LOOP), str(port), str(RATE), str(len(CASES) / HOSTILE), "64"],
         input=TARGET.one, capture_output=True, check=True,
     )  # fmt: skip
     p50, p99 = (float(text) * 1000 for text in done.stdout.split())

@@ -92,7 +92,7 @@ def tail(server: Server, rate: float) -> tuple[float, float]:
     """p50 and p99 in milliseconds at a fixed rate."""
     port = str(urlsplit(server.url).port)
     done = subprocess.run(
-        ["taskset", "-c", str(CLIENT_CORE), sys.executable, str(OPEN_LOOP), port, str(rate), "5"],
+        ["taskset", "-c", str(CLIENT_CORE), sys.executable, str(OPEN_LOOP), port, str(rate), "5", str(2 * CONNECTIONS)],
         input=server.request(1), capture_output=True, check=True,
     )  # fmt: skip
     p50, p99 = (float(text) * 1000 for text in done.stdout.split())
