@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.environments import image
 
 SOURCE = Path(__file__).parents[3] / "src"
@@ -49,6 +51,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.timeout(600)  # a new machine downloads the image's packages first
 def test_what_each_dag_did_last_is_read(tmp_path: Path) -> None:
     programs = image("airflow") / "bin"
     environment = {

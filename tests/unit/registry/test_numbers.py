@@ -39,7 +39,10 @@ from .conftest import redeclared
 
 Post = Callable[..., None]
 Start = Callable[..., subprocess.Popen[str]]
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns of its own insides
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow warns of its own insides
+    pytest.mark.timeout(600),  # a new machine downloads the image's packages first
+]
 
 ROOT = Path(__file__).parents[3]
 KEY = b"the key of the gate"
