@@ -39,16 +39,19 @@ def test_both_streams_reach_their_own_tables(rig: Rig, monkeypatch: pytest.Monke
         headers = [("event-id", f"p{partition}"), ("event-time", now)]
         producer.produce(stream.topic_name, said, partition=partition, headers=headers)
     assert producer.flush(10) == 0
+    tables = rig.catalog()  # SQLite cannot make its own tables for two at once
     stop = threading.Event()
     sinks = [Sink(rig.settings, each) for each in rig.pipeline.streams]
     running = threading.Thread(target=run_all, args=(sinks, stop))
     running.start()
     deadline = time.monotonic() + 30
     found: list[dict[str, Any]] = []
-    while len(found) < 2 and time.monotonic() < deadline:
+    while (len(found) < 2 or not tables.table_exists(rig.pipeline.table) or not rig.ids()) and (
+        time.monotonic() < deadline
+    ):
         time.sleep(0.2)
-        if rig.catalog().table_exists(stream.table):
-            found = rig.catalog().load_table(stream.table).scan().to_arrow().to_pylist()
+        if tables.table_exists(stream.table):
+            found = tables.load_table(stream.table).scan().to_arrow().to_pylist()
     stop.set()
     running.join(30)
     assert {(row["_event_id"], row["kind"], row["model_version"], row["model_score"]) for row in found} == {
