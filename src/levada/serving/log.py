@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Producer
 
 _MAX_ROWS: Final = 2_000
-"""That wait when another request is taken, which may have twice as many."""
+"""Waiting, from which on nothing more is taken; what is taken before may have more of its own."""
 _MAX_BYTES: Final = 4_194_304
 """The same for the bodies that asked for them: a row may hold a text of any length."""
 _CHUNK: Final = 50
