@@ -8,14 +8,9 @@ as on a machine.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
-
-from levada.cluster import Console, packages
-from levada.cluster.errors import ClusterError
+from tests.compiler import compile_c
 
 _SOURCE = Path(__file__).with_suffix(".c")
 
@@ -24,13 +19,8 @@ class Clock:
     """A clock for the processes that are started with :attr:`environment`."""
 
     def __init__(self, folder: Path) -> None:
-        if shutil.which("gcc") is None:
-            try:
-                packages.ensure(["gcc", "libc6-dev"], Console())
-            except ClusterError as error:
-                pytest.skip(f"no C compiler: {error}")
-        library, self._ahead = folder / "clock.so", folder / "ahead"
-        subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, _SOURCE], check=True)
+        library = compile_c(_SOURCE, folder / "clock.so", "-shared", "-fPIC")
+        self._ahead = folder / "ahead"
         self.set(0)
         self.environment = {"LD_PRELOAD": str(library), "STEPPED_CLOCK": str(self._ahead)}
 

@@ -29,6 +29,7 @@ import pytest
 
 from levada.ingest import topics
 from levada.pipeline import parse_pipeline
+from tests.bench.openloop import tail
 from tests.cluster.ingest.brokers import AS_DEPLOYED, running
 from tests.unit.ingest.collecting import API_KEY, free_port
 from tests.unit.ingest.kafka import MockKafka
@@ -47,7 +48,6 @@ FIELDS = {
     "d": {"type": "boolean"},
 }
 APPS = Path(__file__).with_name("apps.py")
-OPEN_LOOP = Path(__file__).parents[1] / "openloop.py"
 
 
 def pin(pid: int, core: int) -> None:
@@ -143,19 +143,14 @@ def wrk(port: int, connections: int, seconds: float, folder: Path, cores: str) -
     return float(re.search(r"Requests/sec: +(\S+)", done)[1]), int(re.search(r"(\d+) requests in", done)[1])  # type: ignore[index]
 
 
-def tail(port: int, rate: float, cores: str) -> tuple[float, float]:
-    """p50 and p99 in milliseconds at a fixed rate."""
+def request() -> bytes:
+    """One event as it is posted."""
     body = json.dumps(EVENT).encode()
     head = (
         f"POST /v1/bench/events HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    done = subprocess.run(
-        ["taskset", "-c", cores, sys.executable, str(OPEN_LOOP), str(port), str(rate), "5", str(CONNECTIONS[-1])],
-        input=head.encode() + body, capture_output=True, check=True,
-    )  # fmt: skip
-    p50, p99 = (float(text) * 1000 for text in done.stdout.split())
-    return p50, p99
+    return head.encode() + body
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing: apt-get install wrk")
@@ -198,7 +193,9 @@ def test_what_durability_costs(kafka: Kafka, tmp_path: Path) -> None:
     with serving("durable", tmp_path, kafka) as (_, port):
         wrk(port, CONNECTIONS[0], 1, tmp_path, kafka.client_cores)
         for _ in range(ROUNDS):
-            tails.append(tail(port, best / 2, kafka.client_cores))
+            tails.append(
+                tail(port, request(), rate=best / 2, seconds=5, connections=CONNECTIONS[-1], cores=kafka.client_cores)
+            )
     p50, p99 = (statistics.median(column) for column in zip(*tails, strict=True))
     print(
         f"durable at {best / 2:.0f} events/s, half of its best: p50 {p50:.1f} ms, p99 {p99:.1f} ms (goal 25), "

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.bench.openloop import tail
 from tests.environments import image
 from tests.unit.ingest.kafka import MockKafka
 from tests.unit.serving.conftest import mlflow_server, model_file
@@ -26,7 +27,7 @@ from tests.unit.serving.predicting import Process
 from tests.unit.serving.test_hostile import CASES, TARGET
 
 from .servers import ROOT, pinned
-from .test_predict import CLIENT_CORE, OPEN_LOOP, ROUNDS
+from .test_predict import CLIENT_CORE, ROUNDS
 
 RATE = 1000.0
 """Requests a second of the neighbour, a twentieth of the best rate."""
@@ -84,12 +85,8 @@ def hostile(port: int) -> Iterator[subprocess.Popen[str]]:
 
 def neighbour(port: int) -> tuple[float, float]:
     """p50 and p99 in milliseconds, for as long as a round of the hostile ones lasts."""
-    done = subprocess.run(
-        [*ON_CORE, str(OPEN_LOOP), str(port), str(RATE), str(len(CASES) / HOSTILE), "64"],
-        input=TARGET.one, capture_output=True, check=True,
-    )  # fmt: skip
-    p50, p99 = (float(text) * 1000 for text in done.stdout.split())
-    return p50, p99
+    seconds = len(CASES) / HOSTILE
+    return tail(port, TARGET.one, rate=RATE, seconds=seconds, connections=64, cores=str(CLIENT_CORE))
 
 
 def test_what_neighbours_of_hostile_clients_notice(process: Process, nobody: int) -> None:

@@ -15,7 +15,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.bench.openloop import tail
 from tests.unit.ingest.kafka import MockKafka
 from tests.unit.serving.conftest import mlflow_server
 
@@ -35,7 +35,6 @@ from .servers import Server, cpu_seconds, predictor, resident, started
 ROUNDS = int(os.environ.get("LEVADA_BENCH_ROUNDS", "3"))
 SECONDS = float(os.environ.get("LEVADA_BENCH_SECONDS", "3"))
 CONNECTIONS, CLIENT_CORE = 32, 1
-OPEN_LOOP = Path(__file__).parents[1] / "openloop.py"
 GOALS = {"start": 1.5, "memory": 110.0, "p99": 3.0}
 
 
@@ -86,17 +85,6 @@ def counter(server: Server, name: str) -> float:
     """One of a predictor's counters."""
     text = httpx.get(f"{server.health}/metrics").text
     return float(re.search(rf"^levada_{name}_total{{[^}}]*}} (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
-
-
-def tail(server: Server, rate: float) -> tuple[float, float]:
-    """p50 and p99 in milliseconds at a fixed rate."""
-    port = str(urlsplit(server.url).port)
-    done = subprocess.run(
-        ["taskset", "-c", str(CLIENT_CORE), sys.executable, str(OPEN_LOOP), port, str(rate), "5", str(2 * CONNECTIONS)],
-        input=server.request(1), capture_output=True, check=True,
-    )  # fmt: skip
-    p50, p99 = (float(text) * 1000 for text in done.stdout.split())
-    return p50, p99
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +167,13 @@ def test_tail_at_half_of_the_best_rate(servers: dict[str, Server], tmp_path: Pat
         measured = Measured(servers[name], 1)
         wrk(measured, SECONDS, tmp_path)
         rate = measured.rate / 2
-        found = [tail(servers[name], rate) for _ in range(ROUNDS)]
+        server = servers[name]
+        port = urlsplit(server.url).port
+        assert port is not None
+        found = [
+            tail(port, server.request(1), rate=rate, seconds=5, connections=2 * CONNECTIONS, cores=str(CLIENT_CORE))
+            for _ in range(ROUNDS)
+        ]
         p50, p99 = (statistics.median(column) for column in zip(*found, strict=True))
         print(
             f"\n{name} at {rate:.0f}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms (goal {GOALS['p99']:g}), rounds "
