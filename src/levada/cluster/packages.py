@@ -51,5 +51,6 @@ def ensure(packages: Sequence[str], progress: Progress) -> None:
 def unpack(package: str, into: Path) -> None:
     """Unpack a package's files into a folder without installing it."""
     into.mkdir(parents=True, exist_ok=True)
-    # apt downloads into the working directory
-    run(["sh", "-ec", 'cd "$1" && apt-get download "$2" && dpkg-deb -x ./*.deb . && rm ./*.deb', "sh", into, package])
+    download = 'apt-get download "$2" || { apt-get update && apt-get download "$2"; }'  # a new machine has no lists yet
+    script = f'cd "$1"; {download}; dpkg-deb -x ./*.deb .; rm ./*.deb'  # apt downloads into the working directory
+    run(["sh", "-ec", script, "sh", into, package], timeout=600)
