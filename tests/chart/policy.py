@@ -401,7 +401,7 @@ def replicas_are_spread_and_guarded(release: Release) -> Iterator[str]:
             yield f"{name}: `replicas` belongs to its autoscaler"
         if name not in scaled and "replicas" not in spec:
             yield f"{name}: no `replicas`"
-        replicas = scaled[name]["minReplicas"] if name in scaled else spec.get("replicas", 1)
+        replicas = scaled[name]["maxReplicas"] if name in scaled else spec.get("replicas", 1)
         mine = [each for each in budgets if each["spec"]["selector"] == spec["selector"]]
         if len(mine) != (1 if replicas > 1 else 0):
             yield f"{name}: {replicas} replicas and {len(mine)} disruption budgets"

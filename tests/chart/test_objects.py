@@ -60,7 +60,8 @@ def test_a_pipeline_adds_exactly_these_objects() -> None:
 
 def test_an_autoscaler_owns_the_replicas_of_a_predictor_that_may_have_more() -> None:
     release = feature("predictor scaled")
-    assert rendered(release) - rendered(feature("a pipeline")) == listed("HorizontalPodAutoscaler: predictor-plants")
+    added = {"HorizontalPodAutoscaler predictor-plants", "PodDisruptionBudget predictor-plants"}
+    assert rendered(release) - rendered(feature("a pipeline")) == added
     (scaler,) = release.kind("HorizontalPodAutoscaler")
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "levada-predictor-plants"}
     cpu = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}

@@ -28,11 +28,13 @@ def _target(cluster: str, context: str | None, namespace: str) -> Any:
     return find(cluster=cluster, context=context, namespace=namespace)
 
 
-def in_cluster(command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float) -> NoReturn:
+def in_cluster(
+    command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float, gate: bool = False
+) -> NoReturn:
     """Run a command in a pod of the release, print what it prints and end as it ends."""
     from levada.line import remote
 
-    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout)
+    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout, gate=gate)
     typer.echo(output, nl=False)
     raise typer.Exit(code)
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from levada import evidence
 from levada.evidence import GATE_TAG, ROLLBACK_TAG, RUN_TAG, Record
-from levada.line.registry import model_versions
+from levada.line.registry import model_version, model_versions
 from levada.line.target import LineError, Target
 from levada.pipeline import Pipeline
 from levada.watched import WATCH_TAG, Watched
@@ -82,6 +82,8 @@ def read(target: Target, name: str) -> ModelState:
         raise LineError(f"pipeline {name} has no model: declare one in global.pipelines.{name}.model, with its label")
     found = model_versions(target, name)
     latest = evidence.claimed(version["tags"] for version in found)
+    if latest is not None and latest.champion is not None and latest.champion not in {v["version"] for v in found}:
+        found += filter(None, [model_version(target, name, latest.champion)])  # many versions came since
     records = {
         f"{tag} of version {version['version']}": _record(version["tags"], tag)
         for version in found

@@ -14,6 +14,12 @@ def model_versions(target: Target, model: str) -> list[dict[str, Any]]:
     return [_tagged(version) for version in answer.get("model_versions", [])]
 
 
+def model_version(target: Target, model: str, version: str) -> dict[str, Any] | None:
+    """One version, ``tags`` as a mapping; None if there is no such version."""
+    answer = _registry(target, "model-versions/get", {"name": model, "version": version})
+    return _tagged(answer["model_version"]) if "model_version" in answer else None
+
+
 def champion_version(target: Target, model: str) -> dict[str, Any] | None:
     """The version that the alias ``champion`` names, ``tags`` as a mapping; None before the first promotion."""
     answer = _registry(target, "registered-models/alias", {"name": model, "alias": "champion"})

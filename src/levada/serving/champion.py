@@ -6,7 +6,7 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -43,6 +43,7 @@ REFUSED: Final = Counter(
     "Versions behind the champion alias, or named by the gate, that were not served, by reason",
     ["name", "reason"],
 )
+WAITING: Final = Gauge("levada_model_waiting", "Versions newer than the champion that wait for an approval", ["name"])
 POLL_ERRORS: Final = Counter("levada_model_poll_errors_total", "Looks at the registry that failed", ["name"])
 
 
@@ -122,6 +123,7 @@ class Watcher:
             self._forget(alias)
             if before != (self.champion, self.challenger, self._failed):  # files may have come
                 self._tidy()
+            WAITING.labels(self._name).set(sum(known.outcome == "needs approval" for known in self._newer()))
             if self.champion is not None and self.champion.version in self._versions:
                 self._quality.show(self._name, self._versions[self.champion.version].version)
         except (RegistryError, KeyError, ValueError) as error:
@@ -131,7 +133,7 @@ class Watcher:
                 self._begin_without()
 
     def _begin_without(self) -> None:
-        """Take into service what served when this pod last saw the registry."""
+        """Take into service what served when this pod last saw a registry whose records are ours."""
         known = {version.number: version for version in self._cache.versions()}
         newest = evidence.newest(self._key, self._name, ((v.number, v.tags) for v in known.values()))
         if newest is None or newest.champion not in known:
@@ -155,13 +157,18 @@ class Watcher:
         kept |= {alias.number} if alias is not None else set()
         self._versions = {number: known for number, known in self._versions.items() if number in kept}
         self._told = {(number, reason) for number, reason in self._told if number in kept}
+        self._failed = {number: failed for number, failed in self._failed.items() if number in kept}
 
     def _follow(self, alias: Version | None) -> None:
         newest = evidence.latest(known.newest for known in self._versions.values() if known.newest is not None)
         chosen = newest.champion if newest is not None else None
         if alias is not None and alias.number != chosen:
             self._refuse(alias.number, *self._why_not(alias))
-        self._nothing_promoted = chosen is None
+        # Records of which none is ours are no new line: the key or tags were changed, and pods that answer must stay.
+        told = evidence.claimed(known.version.tags for known in self._versions.values())
+        self._nothing_promoted = chosen is None and alias is None and (told is None or told.champion is None)
+        if chosen is None and self.champion is None and not self._nothing_promoted:
+            self._begin_without()
         if chosen is None or (self.champion is not None and self.champion.version == chosen):
             return
         if chosen not in self._versions:
@@ -172,17 +179,20 @@ class Watcher:
             self._cache.remember(known.version for known in self._versions.values())
 
     def _follow_challenger(self) -> None:
-        champion, chosen = self.champion, None
-        if champion is not None:
-            newer = (number for number in self._versions if int(number) > int(champion.version))
-            for number in sorted(newer, key=int, reverse=True):
-                if self._versions[number].outcome in _SHADOWS:
-                    chosen = self._versions[number].version
-                    break
+        chosen = None
+        if self.champion is not None:
+            chosen = next((known.version for known in self._newer() if known.outcome in _SHADOWS), None)
         if chosen is None:
             self.challenger = None
         elif self.challenger is None or self.challenger.version != chosen.number:
             self.challenger = self._try(chosen, _SHADOWS)
+
+    def _newer(self) -> Iterator[_Judged]:
+        """Versions after the champion, or all, the newest first."""
+        least = int(self.champion.version) if self.champion is not None else 0
+        for number in sorted(self._versions, key=int, reverse=True):
+            if int(number) > least:
+                yield self._versions[number]
 
     def _outcome(self, version: Version) -> Outcome | None:
         try:
@@ -206,7 +216,7 @@ class Watcher:
         try:
             return self._load(version, outcomes)
         except (EvidenceError, ScoringError) as error:
-            self._failed = {version.number: (version, time.monotonic() + _AGAIN_SECONDS)}
+            self._failed = {**self._failed, version.number: (version, time.monotonic() + _AGAIN_SECONDS)}
             self._refuse(version.number, error.reason if isinstance(error, EvidenceError) else "model", str(error))
             return None
 

@@ -59,8 +59,12 @@ class Fake:
         return SimpleNamespace(request=self.request if component == "mlflow" else self.metrics)
 
     def request(self, method: str, path: str, **options: Any) -> Any:
+        if path.endswith("model-versions/get"):
+            (found,) = [each for each in self._versions if each["version"] == options["params"]["version"]]
+            return SimpleNamespace(is_success=True, json=lambda: {"model_version": found})
         assert path.endswith("model-versions/search")
-        return SimpleNamespace(is_success=True, json=lambda: {"model_versions": self._versions})
+        newest = self._versions[: int(options["params"]["max_results"])]
+        return SimpleNamespace(is_success=True, json=lambda: {"model_versions": newest})
 
     def metrics(self, method: str, path: str, **options: Any) -> Any:
         if self._metrics is None:
@@ -114,6 +118,13 @@ def test_all_there_is_to_say_fits_on_a_screen() -> None:
     assert "trigger iris-approve in Airflow with run scheduled__2026-11-28T05:00:00+00:00 and a reason" in flat
     assert "what answers now" not in text
     assert len(text.splitlines()) < 40
+
+
+def test_a_champion_is_found_however_many_versions_came_since() -> None:
+    since = [{**version(9, "kept", "3", 2), "version": str(number)} for number in range(300, 3, -1)]
+    text = screen(*since, version(3, "promoted", "3", 2, **{WATCH_TAG: WATCHED.to_json()}))
+    assert "CHAMPION     version 3, promoted 2026-11-28 03:00 by the gate" in text
+    assert "WATCHED      2026-11-28 11:00" in text
 
 
 def test_before_the_first_training_and_before_the_first_look() -> None:

@@ -8,13 +8,17 @@ import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from levada.batch.exposition import Reading, exposition
 from levada.cluster import packages
 from levada.cluster.errors import ClusterError
+from levada.serving.champion import WAITING
+from levada.serving.quality import ALARMS
 from tests.environments import CACHE
 
 RULES = Path(__file__).parents[3] / "charts" / "levada" / "charts" / "observability" / "files" / "alerts.yml"
@@ -65,7 +69,42 @@ def test_a_failed_training_is_an_alert_until_one_succeeds(promtool: str, tmp_pat
         {"eval_time": f"{at}m", "alertname": "TrainingFailed", "exp_alerts": [alert] if each.get("iris-train") else []}
         for at, each in enumerate(minutes)
     ]
-    tests = [{"interval": "1m", "input_series": series(readings), "alert_rule_test": asked}]
+    judge(promtool, tmp_path, series(readings), asked)
+
+
+def judge(promtool: str, tmp_path: Path, given: list[dict[str, str]], asked: list[dict[str, Any]]) -> None:
+    """Let Prometheus' tool say whether the rules give these alerts."""
+    tests = [{"interval": "1m", "input_series": given, "alert_rule_test": asked}]
     (tmp_path / "tests.yml").write_text(json.dumps({"rule_files": [str(RULES)], "tests": tests}))
     done = subprocess.run([promtool, "test", "rules", str(tmp_path / "tests.yml")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("alert", "metric", "labels", "summary"),
+    [
+        (
+            "ModelWaits", WAITING, {"name": "iris"},
+            "A version of iris waits for an approval; its report lies beside it in MLflow.",
+        ),
+        (
+            "ModelWatched", ALARMS, {"name": "iris", "version": "3"},
+            "Version 3 of iris is asked or errs otherwise than in training.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_person_must_look_at_is_an_alert(
+    promtool: str, tmp_path: Path, alert: str, metric: Gauge, labels: dict[str, str], summary: str
+) -> None:
+    (described,) = metric.describe()
+    named = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    given = [
+        {"series": f'{described.name}{{{named},pod="{pod}"}}', "values": values}
+        for pod, values in (("a", "0 2 0"), ("b", "0 1 0"))
+    ]
+    fired = {"exp_labels": {"severity": "warning", **labels}, "exp_annotations": {"summary": summary}}
+    asked = [
+        {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": [fired] if minute == 1 else []}
+        for minute in range(3)
+    ]
+    judge(promtool, tmp_path, given, asked)
