@@ -7,6 +7,8 @@ next; every record is kept in the history.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
     from levada.evidence import Record
 
 SCHEMA: Final = "registry"
-_LOCK: Final = 0x6C657661  # one number for all who make the tables
+_LOCK: Final = 0x6C657661  # one number for all who make the tables; with a run's digest, for the gates of that run
+_WAIT: Final = "5min"  # a gate takes a minute, and Airflow gives it fifteen
+# PostgreSQL asks after two hours whether a machine is still there; a gate on a dead one would keep its lock as long.
+_ALIVE: Final = {"tcp_keepalives_idle": "20", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _METADATA: Final = MetaData(schema=SCHEMA)
 _GENERATION: Final = Table(
     "generation",
@@ -101,6 +106,38 @@ class Generations:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def alone(self, pipeline: str, run: str) -> Iterator[Callable[[], None]]:
+        """Keep other gates of the same run away, or wait until they are done; the lock goes with its connection.
+
+        Yields:
+            What raises TrainingError if the lock was lost since.
+
+        Raises:
+            TrainingError: another gate of this run goes on for long.
+        """
+        with self._engine.connect() as connection:
+            for name, value in {**_ALIVE, "lock_timeout": _WAIT}.items():
+                connection.execute(select(func.set_config(name, value, True)))
+            try:
+                connection.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(f"{pipeline} {run}"))))
+            except OperationalError as error:
+                raise TrainingError(
+                    f"another gate of {pipeline} has been at run {run} for {_WAIT} or longer; nothing was decided: "
+                    f"end it, or run this again when it is done: {error.orig}"
+                ) from error
+
+            def still() -> None:
+                try:
+                    connection.execute(select(1))
+                except OperationalError as error:
+                    raise TrainingError(
+                        f"the connection to PostgreSQL was lost, and another gate may judge run {run} of {pipeline} "
+                        "now: nothing was decided here, run it again"
+                    ) from error
+
+            yield still
 
     def state(self, pipeline: str, latest: Record | None) -> State:
         """The present state.
