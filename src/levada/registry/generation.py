@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.schema import CreateSchema
 
 from levada.config import required
@@ -145,11 +145,14 @@ class Generations:
         Args:
             pipeline: its name.
             latest: the newest signed record in the registry. A row that is missing or behind it begins there: the
-                table was lost, or restored from an older backup.
+                table was lost, or restored from an older backup. It begins above the history all the same, whose
+                generations are taken.
         """
+        signed = latest.generation if latest is not None else 0
+        taken = select(func.coalesce(func.max(_HISTORY.c.generation), 0)).where(_HISTORY.c.pipeline == pipeline)
         first = {
             "pipeline": pipeline,
-            "generation": latest.generation if latest is not None else 0,
+            "generation": func.greatest(signed, taken.scalar_subquery()),
             "champion": latest.champion if latest is not None else None,
             "decided_at": latest.decided_at if latest is not None else text("now()"),
         }
@@ -160,14 +163,20 @@ class Generations:
                 begin.on_conflict_do_update(
                     index_elements=["pipeline"],
                     set_={**{name: begin.excluded[name] for name in first}, "record": None, "signature": None},
-                    where=_GENERATION.c.generation < begin.excluded.generation,
+                    # Nobody signs a row of the history that is too much: it cannot end a decision that is in force.
+                    where=(_GENERATION.c.generation < signed)
+                    | (_GENERATION.c.record.is_(None) & (_GENERATION.c.generation < begin.excluded.generation)),
                 )
             )
             row = connection.execute(select(*columns).where(_GENERATION.c.pipeline == pipeline)).one()
         return State(*row)
 
     def move(self, pipeline: str, record: Record, signature: str) -> bool:
-        """Take a decision, if the generation before the record's is still the present one; whether it was taken."""
+        """Take a decision, if the generation before the record's is still the present one; whether it was taken.
+
+        Raises:
+            TrainingError: the history has that generation already, written by another hand.
+        """
         values = {
             "generation": record.generation,
             "champion": record.champion,
@@ -176,10 +185,16 @@ class Generations:
             "signature": signature,
         }
         still = (_GENERATION.c.pipeline == pipeline) & (_GENERATION.c.generation == record.generation - 1)
-        with self._engine.begin() as connection:
-            if connection.execute(update(_GENERATION).where(still).values(values)).rowcount != 1:
-                return False
-            connection.execute(_HISTORY.insert().values(pipeline=pipeline, **values))
+        try:
+            with self._engine.begin() as connection:
+                if connection.execute(update(_GENERATION).where(still).values(values)).rowcount != 1:
+                    return False
+                connection.execute(_HISTORY.insert().values(pipeline=pipeline, **values))
+        except IntegrityError as error:
+            raise TrainingError(
+                f"registry.history has a row of {pipeline}, generation {record.generation}, though the decision in "
+                "force is an earlier one: another hand wrote it, delete it; nothing was decided and what serves stays"
+            ) from error
         return True
 
     def history(self, pipeline: str) -> list[State]:

@@ -54,6 +54,8 @@ def promote(settings: Settings, pipeline: Pipeline, run: str, approval: Approval
     """
     with Book.open(settings, pipeline.name) as book, book.generations.alone(pipeline.name, run) as still_alone:
         for _ in range(_ATTEMPTS):
+            # Before the state: a champion that another gate makes meanwhile is none that was lost.
+            earlier = book.earlier()
             state = book.settle()
             version = book.version_of_run(run)
             record = book.record_of(version)
@@ -63,7 +65,8 @@ def promote(settings: Settings, pipeline: Pipeline, run: str, approval: Approval
             model, found = case.gather(book.client, book.key, catalog(settings), pipeline, version, serving)
             # A person approves what the gate has said, so the gate speaks first.
             given = approval if record is not None else None
-            verdict = gate.judge(declared_model(pipeline).gate, found.case, approved=given is not None)
+            asked = declared_model(pipeline).gate
+            verdict = gate.judge(asked, found.case, approved=given is not None, earlier=earlier)
             for alarm in verdict.alarms:
                 log.warning("alarm", pipeline=pipeline.name, version=version.version, alarm=alarm)
             still_alone()

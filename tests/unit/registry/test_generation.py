@@ -80,6 +80,31 @@ def test_a_row_that_was_lost_or_is_older_than_the_records_begins_where_they_are(
     assert generations.state("iris", replace(later, generation=42, champion="8")).champion == "8"
 
 
+def test_a_row_that_was_deleted_begins_above_the_history(generations: Generations, postgres: PostgresSettings) -> None:
+    generations.state("iris", None)
+    for number in (1, 2, 3):
+        assert generations.move("iris", replace(RECORD, generation=number), "s")
+    with psycopg.connect(postgres.url("postgresql")) as connection:
+        connection.execute("DELETE FROM registry.generation")
+    state = generations.state("iris", replace(RECORD, generation=2))
+    assert (state.generation, state.champion, state.record) == (3, "1", None)
+    with psycopg.connect(postgres.url("postgresql")) as connection:  # as it began before that was so
+        connection.execute("UPDATE registry.generation SET generation = 0, champion = NULL")
+    assert (generations.state("iris", None).generation, generations.state("iris", None).champion) == (3, None)
+    assert generations.move("iris", replace(RECORD, generation=4), "s")
+
+
+def test_a_row_of_the_history_that_no_gate_wrote_is_named(generations: Generations, postgres: PostgresSettings) -> None:
+    generations.state("iris", None)
+    assert generations.move("iris", RECORD, "s")
+    with psycopg.connect(postgres.url("postgresql")) as connection:
+        connection.execute("INSERT INTO registry.history SELECT 'iris', 2, '9', now(), '{}', 'x'")
+    assert generations.state("iris", RECORD).signature == "s"  # what is in force stays so
+    with pytest.raises(TrainingError, match=r"registry\.history has a row of iris, generation 2, .* delete it"):
+        generations.move("iris", replace(RECORD, generation=2), "s")
+    assert generations.state("iris", RECORD).generation == 1
+
+
 def test_a_database_that_is_down_is_said_and_nothing_is_decided(tmp_path: Any) -> None:
     for name in ("username", "password"):
         (tmp_path / name).write_text("x")
@@ -123,7 +148,7 @@ def test_a_row_that_another_hand_wrote_decides_nothing(
         promote(settings, iris, run)
     with psycopg.connect(postgres.url("postgresql")) as connection:
         connection.execute(f"UPDATE registry.generation SET {change}")
-    with pytest.raises(TrainingError, match=r"iris in registry\.generation was written by another hand: delete it"):
+    with pytest.raises(TrainingError, match=r"iris in registry\.generation was written by another hand, or before"):
         promote(settings, iris, "b")
     with psycopg.connect(postgres.url("postgresql")) as connection:
         connection.execute("DELETE FROM registry.generation")
