@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import getpass
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from levada.batch import SKIP_EXIT_CODE
+from levada.errors import UserError
 
 if TYPE_CHECKING:
     from levada.config import Settings
     from levada.pipeline import Pipeline
+    from levada.registry.promote import Approval
+
+NOT_PROMOTED: Final = 3
+"""Exit code of an approval after which the version does not serve, because the gate or the champion changed."""
 
 Run = Annotated[str, typer.Option(help="Id of the DAG run; the same id gives the same version.")]
 By = Annotated[str, typer.Option(help="Who decides.", envvar="LEVADA_APPROVER", show_default="the user's name")]
@@ -59,14 +64,20 @@ def promote(
     ] = None,
     by: By = "",
 ) -> None:
-    """Judge the version that a run registered, sign the outcome and let it serve if it earned that."""
-    from levada.registry.promote import Approval
+    """Judge the version that a run registered, sign the outcome and let it serve if it earned that.
+
+    The exit code is 3 if it was approved and does not serve all the same.
+    """
     from levada.registry.promote import promote as start
 
+    approval = None if approve is None else _approval(by, "--approve", approve)
     settings, pipeline = _this_pipeline()
-    record = start(settings, pipeline, run, None if approve is None else Approval(by or getpass.getuser(), approve))
+    record = start(settings, pipeline, run, approval)
+    print(f"version {record.version}: {record.outcome}: {record.reason}")
     if record.outcome == "needs approval":
         print(f"levada: version {record.version} waits for approval: {record.reason}", file=sys.stderr)
+    if approval is not None and record.outcome != "promoted":
+        raise typer.Exit(NOT_PROMOTED)
 
 
 def watch(
@@ -101,12 +112,12 @@ def rollback(
     """Let the champion before the present one serve again."""
     from levada.config import settings
     from levada.process import configure_logging
-    from levada.registry.promote import Approval
     from levada.registry.rollback import rollback as start
 
+    approval = _approval(by, "--why", why)
     here = settings()
     configure_logging(here.log_level)
-    print(start(here, pipeline, Approval(by or getpass.getuser(), why)).reason)
+    print(start(here, pipeline, approval).reason)
 
 
 def replay(
@@ -136,6 +147,17 @@ def serve() -> None:
     from levada.serving.serve import serve as start
 
     start(*_this_pipeline(rules=False))
+
+
+def _approval(by: str, option: str, why: str) -> Approval:
+    from levada.registry.promote import Approval
+
+    if not why.strip():
+        raise UserError(
+            f"{option} is blank: write why, as it shall stand in the signed record, like "
+            f'{option} "the new scale was calibrated on Monday"'
+        )
+    return Approval(by or getpass.getuser(), why)
 
 
 def _this_pipeline(*, rules: bool = True) -> tuple[Settings, Pipeline]:

@@ -100,6 +100,32 @@ class Book:
             )
         return versions[number]
 
+    def earlier(self) -> str:
+        """What tells of a champion, proven or not; "" if nothing does.
+
+        Any hand could have written it, so nobody serves for it. But whoever could delete the proof of a champion must
+        not get a version past the comparison with it.
+        """
+        if history := self.generations.history(self.name):
+            number = f"{len(history)} decision{'s' if len(history) > 1 else ''}"
+            return f"registry.history has {number}, the last for version {history[-1].champion}"
+        versions = self.versions()
+        if versions and (named := self.client.get_registered_model(self.name).aliases.get(ALIAS)) is not None:
+            return f"the alias {ALIAS} names version {named}"
+        for number, version in versions.items():
+            told = evidence.claimed([version.tags])
+            if told is not None and told.champion is not None:
+                return f"the record of version {number} names champion {told.champion}"
+        return ""
+
+    def history(self) -> tuple[list[Record], int]:
+        """The signed decisions about the champion, oldest first, and how many rows more there are that are not ours."""
+        rows = self.generations.history(self.name)
+        signed = [(row, Record.from_json(str(row.record))) for row in rows if self._signed(row)]
+        # A signed row that was copied says another generation than it is under.
+        records = [record for row, record in signed if record.generation == row.generation]
+        return records, len(rows) - len(records)
+
     def settle(self) -> State:
         """The decision in force, after tags and alias were made to say what it says.
 
@@ -128,17 +154,22 @@ class Book:
     def _check(self, state: State, latest: Record | None) -> None:
         """Whoever trains can reach the database, so a row counts only as far as it is signed."""
         if state.record is not None:
-            signed: Record | None = Record.from_json(state.record)
-            mine = evidence.sign(self.key, self.name, state.record)
-            good = hmac.compare_digest(mine.encode(), str(state.signature).encode())
-        else:  # as it began: what the registry's records say, or nothing
-            signed, good = latest, True
-        said = (signed.generation, signed.champion) if signed is not None else (0, None)
-        if not good or said != (state.generation, state.champion):
+            good = self._signed(state)
+            if good:
+                signed = Record.from_json(state.record)
+                good = (signed.generation, signed.champion) == (state.generation, state.champion)
+        else:  # as it began: what the registry's records say, or nothing; the history may have gone further
+            good = state.champion == (latest.champion if latest is not None else None)
+        if not good:
             raise TrainingError(
-                f"the row of {self.name} in registry.generation was written by another hand: delete it, and the gate "
-                "begins anew at the newest signed record; nothing was decided and what serves stays"
+                f"the row of {self.name} in registry.generation was written by another hand, or before the gate's key "
+                "was changed: delete it, and the gate begins anew at the newest signed record, or asks a person where "
+                "there is none; nothing was decided and what serves stays"
             )
+
+    def _signed(self, state: State) -> bool:
+        mine = evidence.sign(self.key, self.name, str(state.record))
+        return hmac.compare_digest(mine.encode(), str(state.signature).encode())
 
     def take(self, record: Record) -> bool:
         """Let a decision be in force; False if another one came first and nothing was changed."""

@@ -80,7 +80,7 @@ class Verdict:
     """What is suspicious about the data."""
 
 
-def judge(gate: Gate, case: Case, *, approved: bool = False) -> Verdict:
+def judge(gate: Gate, case: Case, *, approved: bool = False, earlier: str = "") -> Verdict:
     """Judge a challenger.
 
     In this order: a model that is not good enough for any use is refused. Suspicious data, a frozen set that is too
@@ -92,6 +92,7 @@ def judge(gate: Gate, case: Case, *, approved: bool = False) -> Verdict:
         gate: what the pipeline declares.
         case: the evidence.
         approved: whether a person has decided that this model shall serve; it must still be good enough.
+        earlier: what tells of a champion that nobody can prove; without one in the case, that is for a person too.
     """
     value = metric(gate.metric, case.frozen)
     slices = _slices(gate, case)
@@ -109,7 +110,8 @@ def judge(gate: Gate, case: Case, *, approved: bool = False) -> Verdict:
         "bins": bins,
         "alarms": [one.text for one in case.checks if one.alarm],
     }
-    outcome, reasons = _decide(gate, case, numbers, _unfit(gate, value, bins, slices), approved=approved)
+    unfit = _unfit(gate, value, bins, slices)
+    outcome, reasons = _decide(gate, case, numbers, unfit, approved=approved, earlier=earlier)
     return Verdict(outcome=outcome, reasons=reasons, **verdict)  # type: ignore[arg-type]
 
 
@@ -153,14 +155,17 @@ def _unfit(gate: Gate, value: float, bins: list[Bin], slices: list[Slice]) -> li
 
 
 def _decide(
-    gate: Gate, case: Case, numbers: _Numbers, unfit: list[str], *, approved: bool
+    gate: Gate, case: Case, numbers: _Numbers, unfit: list[str], *, approved: bool, earlier: str
 ) -> tuple[Outcome, list[str]]:
     if unfit:
         return "refused", unfit
     floor = f"{gate.metric} {numbers.value:.4f} reaches the floor {gate.worst:g}"
     champion = case.champion
     if champion is None:
-        return "promoted", [f"{floor}; first champion"]
+        if not earlier:
+            return "promoted", [f"{floor}; first champion"]
+        doubt = f"no champion is proven, but there was one: {earlier}"
+        return "promoted" if approved else "needs approval", [doubt, floor]
     doubts = [f"alarm: {one.text}" for one in case.checks if one.alarm]
     if numbers.lead is None or numbers.chance is None:
         doubts.append(f"champion {champion.version} cannot be compared: {champion.incomparable}")

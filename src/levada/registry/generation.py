@@ -7,6 +7,8 @@ next; every record is kept in the history.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.schema import CreateSchema
 
 from levada.config import required
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
     from levada.evidence import Record
 
 SCHEMA: Final = "registry"
-_LOCK: Final = 0x6C657661  # one number for all who make the tables
+_LOCK: Final = 0x6C657661  # one number for all who make the tables; with a run's digest, for the gates of that run
+_WAIT: Final = "5min"  # a gate takes a minute, and Airflow gives it fifteen
+# PostgreSQL asks after two hours whether a machine is still there; a gate on a dead one would keep its lock as long.
+_ALIVE: Final = {"tcp_keepalives_idle": "20", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _METADATA: Final = MetaData(schema=SCHEMA)
 _GENERATION: Final = Table(
     "generation",
@@ -102,17 +107,52 @@ class Generations:
         """Close all connections."""
         self._engine.dispose()
 
+    @contextmanager
+    def alone(self, pipeline: str, run: str) -> Iterator[Callable[[], None]]:
+        """Keep other gates of the same run away, or wait until they are done; the lock goes with its connection.
+
+        Yields:
+            What raises TrainingError if the lock was lost since.
+
+        Raises:
+            TrainingError: another gate of this run goes on for long.
+        """
+        with self._engine.connect() as connection:
+            for name, value in {**_ALIVE, "lock_timeout": _WAIT}.items():
+                connection.execute(select(func.set_config(name, value, True)))
+            try:
+                connection.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(f"{pipeline} {run}"))))
+            except OperationalError as error:
+                raise TrainingError(
+                    f"another gate of {pipeline} has been at run {run} for {_WAIT} or longer; nothing was decided: "
+                    f"end it, or run this again when it is done: {error.orig}"
+                ) from error
+
+            def still() -> None:
+                try:
+                    connection.execute(select(1))
+                except OperationalError as error:
+                    raise TrainingError(
+                        f"the connection to PostgreSQL was lost, and another gate may judge run {run} of {pipeline} "
+                        "now: nothing was decided here, run it again"
+                    ) from error
+
+            yield still
+
     def state(self, pipeline: str, latest: Record | None) -> State:
         """The present state.
 
         Args:
             pipeline: its name.
             latest: the newest signed record in the registry. A row that is missing or behind it begins there: the
-                table was lost, or restored from an older backup.
+                table was lost, or restored from an older backup. It begins above the history all the same, whose
+                generations are taken.
         """
+        signed = latest.generation if latest is not None else 0
+        taken = select(func.coalesce(func.max(_HISTORY.c.generation), 0)).where(_HISTORY.c.pipeline == pipeline)
         first = {
             "pipeline": pipeline,
-            "generation": latest.generation if latest is not None else 0,
+            "generation": func.greatest(signed, taken.scalar_subquery()),
             "champion": latest.champion if latest is not None else None,
             "decided_at": latest.decided_at if latest is not None else text("now()"),
         }
@@ -123,14 +163,20 @@ class Generations:
                 begin.on_conflict_do_update(
                     index_elements=["pipeline"],
                     set_={**{name: begin.excluded[name] for name in first}, "record": None, "signature": None},
-                    where=_GENERATION.c.generation < begin.excluded.generation,
+                    # Nobody signs a row of the history that is too much: it cannot end a decision that is in force.
+                    where=(_GENERATION.c.generation < signed)
+                    | (_GENERATION.c.record.is_(None) & (_GENERATION.c.generation < begin.excluded.generation)),
                 )
             )
             row = connection.execute(select(*columns).where(_GENERATION.c.pipeline == pipeline)).one()
         return State(*row)
 
     def move(self, pipeline: str, record: Record, signature: str) -> bool:
-        """Take a decision, if the generation before the record's is still the present one; whether it was taken."""
+        """Take a decision, if the generation before the record's is still the present one; whether it was taken.
+
+        Raises:
+            TrainingError: the history has that generation already, written by another hand.
+        """
         values = {
             "generation": record.generation,
             "champion": record.champion,
@@ -139,10 +185,16 @@ class Generations:
             "signature": signature,
         }
         still = (_GENERATION.c.pipeline == pipeline) & (_GENERATION.c.generation == record.generation - 1)
-        with self._engine.begin() as connection:
-            if connection.execute(update(_GENERATION).where(still).values(values)).rowcount != 1:
-                return False
-            connection.execute(_HISTORY.insert().values(pipeline=pipeline, **values))
+        try:
+            with self._engine.begin() as connection:
+                if connection.execute(update(_GENERATION).where(still).values(values)).rowcount != 1:
+                    return False
+                connection.execute(_HISTORY.insert().values(pipeline=pipeline, **values))
+        except IntegrityError as error:
+            raise TrainingError(
+                f"registry.history has a row of {pipeline}, generation {record.generation}, though the decision in "
+                "force is an earlier one: another hand wrote it, delete it; nothing was decided and what serves stays"
+            ) from error
         return True
 
     def history(self, pipeline: str) -> list[State]:

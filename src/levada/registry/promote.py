@@ -44,15 +44,18 @@ def promote(settings: Settings, pipeline: Pipeline, run: str, approval: Approval
     """Judge what ``levada train --run <run>`` registered and let it serve if it earned that.
 
     A version is judged once: asked again, its record stands, unless it waits for approval and this is the approval.
-    A gate that loses against another one judges anew, against the new champion. A decision that was cut off is
-    finished by the next gate, and an alias moved by hand is put back.
+    One gate at a time judges it, or the report of one would lie beside the signature of another. A gate that loses
+    against one of another version judges anew, against the new champion. A decision that was cut off is finished by
+    the next gate, and an alias moved by hand is put back.
 
     Raises:
-        TrainingError: the run registered no version, its files are not what was registered, or there is nothing to
-            approve. Nothing was changed then.
+        TrainingError: the run registered no version, its files are not what was registered, there is nothing to
+            approve, or another gate is at it for long. Nothing was changed then.
     """
-    with Book.open(settings, pipeline.name) as book:
+    with Book.open(settings, pipeline.name) as book, book.generations.alone(pipeline.name, run) as still_alone:
         for _ in range(_ATTEMPTS):
+            # Before the state: a champion that another gate makes meanwhile is none that was lost.
+            earlier = book.earlier()
             state = book.settle()
             version = book.version_of_run(run)
             record = book.record_of(version)
@@ -62,9 +65,11 @@ def promote(settings: Settings, pipeline: Pipeline, run: str, approval: Approval
             model, found = case.gather(book.client, book.key, catalog(settings), pipeline, version, serving)
             # A person approves what the gate has said, so the gate speaks first.
             given = approval if record is not None else None
-            verdict = gate.judge(declared_model(pipeline).gate, found.case, approved=given is not None)
+            asked = declared_model(pipeline).gate
+            verdict = gate.judge(asked, found.case, approved=given is not None, earlier=earlier)
             for alarm in verdict.alarms:
                 log.warning("alarm", pipeline=pipeline.name, version=version.version, alarm=alarm)
+            still_alone()
             book.take(_write(book, pipeline, version, model, found, verdict, state, given))
         else:
             raise TrainingError(f"other gates of {pipeline.name} were faster {_ATTEMPTS - 1} times: run it again")

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from levada.evidence import Record
 from levada.registry.book import Book
 from levada.registry.errors import TrainingError
 
 if TYPE_CHECKING:
     from levada.config import Settings
-    from levada.registry.generation import State
+    from levada.evidence import Record
     from levada.registry.promote import Approval
 
 log = structlog.get_logger()
@@ -34,10 +33,13 @@ def rollback(settings: Settings, pipeline: str, approval: Approval) -> Record:
     """
     with Book.open(settings, pipeline) as book:
         state = book.settle()
-        earlier = _before(book.generations.history(pipeline))
+        history, unsigned = book.history()
+        earlier = _before(state.champion, history)
         if state.champion is None or earlier is None:
+            lost = f"; {unsigned} of {unsigned + len(history)} rows of registry.history are not signed with this key"
             raise TrainingError(
                 f"pipeline {pipeline}: there is no champion before {state.champion or 'the first'} to go back to"
+                f"{lost if unsigned else ''}"
             )
         target = book.record_of(book.champion(earlier))
         if target is None or target.outcome != "promoted":
@@ -63,13 +65,18 @@ def rollback(settings: Settings, pipeline: str, approval: Approval) -> Record:
     return record
 
 
-def _before(history: list[State]) -> str | None:
-    """The champion to go back to: each promotion puts one on top of the pile, each roll-back takes the top away."""
+def _before(champion: str | None, history: list[Record]) -> str | None:
+    """The champion to go back to: each promotion puts one on top of the pile, each roll-back takes the top away.
+
+    Rows may be missing, so the present champion need not be on top, nor on the pile at all.
+    """
     pile: list[str] = []
-    for state in history:
-        record = Record.from_json(str(state.record))
-        if record.outcome == "rolled back":
+    for record in history:
+        if record.outcome == "promoted":
+            pile += [record.version] if pile[-1:] != [record.version] else []  # twice, if approved anew after a loss
+        elif pile and pile[-1] == record.version:
             pile.pop()
-        else:
-            pile.append(str(state.champion))
-    return pile[-2] if len(pile) > 1 else None
+    if champion in pile:
+        while pile.pop() != champion:
+            pass
+    return pile[-1] if pile else None

@@ -65,6 +65,35 @@ def test_an_approval_names_who_and_why(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "levada: version 3 waits for approval: alarm: a" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("outcome", "options", "code"),
+    [
+        ("promoted", ["--approve=a new scale"], 0),
+        ("kept", ["--approve=a new scale"], 3),
+        ("refused", ["--approve=a new scale"], 3),
+        ("needs approval", ["--approve=a new scale"], 3),  # the gate spoke for the first time
+        ("kept", [], 0),
+        ("needs approval", [], 0),
+    ],
+)
+def test_a_promotion_says_its_outcome_and_an_approval_that_did_not_promote_ends_with_3(
+    outcome: str, options: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = SimpleNamespace(outcome=outcome, version="3", reason="accuracy 0.95; a tie")
+    monkeypatch.setattr("levada.registry.promote.promote", lambda *_: record)
+    assert ended(monkeypatch, "promote", "--run=a", *options) == code
+    assert capsys.readouterr().out == f"version 3: {outcome}: accuracy 0.95; a tie\n"
+
+
+@pytest.mark.parametrize("why", ["", "  \n"])
+@pytest.mark.parametrize(
+    ("command", "option"), [(["promote", "--run=a"], "--approve"), (["rollback", "iris"], "--why")]
+)
+def test_a_blank_reason_is_none(command: list[str], option: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ended(monkeypatch, *command, f"{option}={why}", "--by=ada")
+    assert f"levada: {option} is blank: write why, as it shall stand in the signed record, like {option} " in str(said)
+
+
 @pytest.mark.parametrize(("replayed", "said", "code"), [(0.9, "the same model", 0), (0.8, "another model", 1)])
 def test_a_replay_ends_well_if_the_same_model_comes_out(
     replayed: float, said: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

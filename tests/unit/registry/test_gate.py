@@ -66,6 +66,18 @@ def test_a_first_champion_must_reach_the_floor(value: int, outcome: str) -> None
     assert judge(GATE, case(first_right(value), None)).outcome == outcome
 
 
+def test_a_first_champion_where_there_was_one_is_for_a_person() -> None:
+    alone = case(first_right(950), None)
+    verdict = judge(GATE, alone, earlier="the alias champion names version 3")
+    assert (verdict.outcome, verdict.reasons[0]) == (
+        "needs approval",
+        "no champion is proven, but there was one: the alias champion names version 3",
+    )
+    assert judge(GATE, alone, earlier="x", approved=True).outcome == "promoted"
+    assert judge(GATE, case(first_right(850), None), earlier="x", approved=True).outcome == "refused"
+    assert judge(GATE, case(first_right(990), first_right(950)), earlier="x").outcome == "promoted"
+
+
 def test_a_small_frozen_set_promotes_nobody_but_the_first() -> None:
     better = case(first_right(89, 90), first_right(70, 90))
     assert judge(GATE, case(first_right(89, 90), None)).outcome == "promoted"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import psycopg
@@ -18,6 +20,7 @@ from levada.config import PostgresSettings, Settings
 from levada.evidence import Record
 from levada.pipeline import Pipeline
 from levada.registry import case, tracking
+from levada.registry.book import Book
 from levada.registry.errors import TrainingError
 from levada.registry.generation import Generations
 from levada.registry.promote import promote
@@ -77,6 +80,31 @@ def test_a_row_that_was_lost_or_is_older_than_the_records_begins_where_they_are(
     assert generations.state("iris", replace(later, generation=42, champion="8")).champion == "8"
 
 
+def test_a_row_that_was_deleted_begins_above_the_history(generations: Generations, postgres: PostgresSettings) -> None:
+    generations.state("iris", None)
+    for number in (1, 2, 3):
+        assert generations.move("iris", replace(RECORD, generation=number), "s")
+    with psycopg.connect(postgres.url("postgresql")) as connection:
+        connection.execute("DELETE FROM registry.generation")
+    state = generations.state("iris", replace(RECORD, generation=2))
+    assert (state.generation, state.champion, state.record) == (3, "1", None)
+    with psycopg.connect(postgres.url("postgresql")) as connection:  # as it began before that was so
+        connection.execute("UPDATE registry.generation SET generation = 0, champion = NULL")
+    assert (generations.state("iris", None).generation, generations.state("iris", None).champion) == (3, None)
+    assert generations.move("iris", replace(RECORD, generation=4), "s")
+
+
+def test_a_row_of_the_history_that_no_gate_wrote_is_named(generations: Generations, postgres: PostgresSettings) -> None:
+    generations.state("iris", None)
+    assert generations.move("iris", RECORD, "s")
+    with psycopg.connect(postgres.url("postgresql")) as connection:
+        connection.execute("INSERT INTO registry.history SELECT 'iris', 2, '9', now(), '{}', 'x'")
+    assert generations.state("iris", RECORD).signature == "s"  # what is in force stays so
+    with pytest.raises(TrainingError, match=r"registry\.history has a row of iris, generation 2, .* delete it"):
+        generations.move("iris", replace(RECORD, generation=2), "s")
+    assert generations.state("iris", RECORD).generation == 1
+
+
 def test_a_database_that_is_down_is_said_and_nothing_is_decided(tmp_path: Any) -> None:
     for name in ("username", "password"):
         (tmp_path / name).write_text("x")
@@ -120,7 +148,7 @@ def test_a_row_that_another_hand_wrote_decides_nothing(
         promote(settings, iris, run)
     with psycopg.connect(postgres.url("postgresql")) as connection:
         connection.execute(f"UPDATE registry.generation SET {change}")
-    with pytest.raises(TrainingError, match=r"iris in registry\.generation was written by another hand: delete it"):
+    with pytest.raises(TrainingError, match=r"iris in registry\.generation was written by another hand, or before"):
         promote(settings, iris, "b")
     with psycopg.connect(postgres.url("postgresql")) as connection:
         connection.execute("DELETE FROM registry.generation")
@@ -156,3 +184,91 @@ def test_two_gates_at_once_cannot_both_win(
     assert str(client.get_model_version_by_alias("iris", "champion").version) == won.version
     found = [(str(each.version), each.tags) for each in tracking.versions(client, "iris")]
     assert evidence.newest(b"the key of the gate", "iris", found).champion == won.version  # type: ignore[union-attr]
+
+
+def test_two_gates_of_one_version_at_once_leave_the_report_that_was_signed(
+    settings: Settings,
+    weak: Pipeline,
+    iris: Pipeline,
+    rows: list[Any],
+    post: Post,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    post(iris, rows)
+    train(settings, weak, "weak")  # a report has latencies, which differ each time, once there is a champion
+    promote(settings, weak, "weak")
+    train(settings, iris, "a")
+    gather, upload, take = case.gather, tracking.upload, Book.take
+    together, taken, uploads = threading.Barrier(2), threading.Event(), []
+
+    def meet(*given: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(4)  # both are past the question whether there is a record
+        return gather(*given)
+
+    def late(*given: Any) -> None:
+        uploads.append(given)
+        if len(uploads) == 2:
+            taken.wait(30)
+        upload(*given)
+
+    def first(book: Book, record: Record) -> bool:
+        done = take(book, record)
+        taken.set()
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case, "gather", meet)
+        patch.setattr(tracking, "upload", late)
+        patch.setattr(Book, "take", first)
+        with ThreadPoolExecutor(2) as pool:
+            one, two = pool.map(lambda run: promote(settings, iris, run), ("a", "a"))
+    assert one == two
+    assert (one.outcome, one.generation) == ("promoted", 2)
+    client = tracking.connect(settings)
+    report = tracking.download(client, client.get_model_version("iris", "2").run_id, case.REPORT_FILE)
+    assert sha256(report).hexdigest() == one.report_sha256
+    train(settings, iris, "b")
+    assert promote(settings, iris, "b").outcome == "kept"
+
+
+def test_a_gate_waits_for_another_one_of_its_run_and_says_so_if_that_hangs(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("levada.registry.generation._WAIT", "200ms")
+    with generations.alone("iris", "a"):
+        with generations.alone("iris", "b"), generations.alone("wine", "a"):
+            pass
+        with (
+            pytest.raises(TrainingError, match="another gate of iris has been at run a"),
+            generations.alone("iris", "a"),
+        ):
+            pass
+    with generations.alone("iris", "a"):
+        pass
+
+
+def test_a_gate_that_lost_its_connection_keeps_nobody_away_and_writes_nothing(
+    settings: Settings, generations: Generations, iris: Pipeline, rows: list[Any], post: Post, monkeypatch: Any
+) -> None:
+    post(iris, rows)
+    train(settings, iris, "a")
+    gather = case.gather
+
+    def cut(*given: Any) -> Any:
+        found = gather(*given)
+        with psycopg.connect(settings.postgres.url("postgresql")) as connection:  # type: ignore[union-attr]
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            )
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case, "gather", cut)
+        with pytest.raises(TrainingError, match="connection to PostgreSQL was lost, and another gate may judge run a"):
+            promote(settings, iris, "a")
+    client = tracking.connect(settings)
+    assert not client.list_artifacts(client.get_model_version("iris", "1").run_id, "gate")
+    with generations.alone("iris", "a"):
+        pass
+    assert promote(settings, iris, "a").outcome == "promoted"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from mlflow import MlflowClient
 
@@ -104,6 +105,38 @@ def test_a_roll_back_that_is_cut_off_is_finished_by_the_next_gate(
     assert champion(client) == "2"
     promote(settings, iris, "all")
     assert champion(client) == newest(client, "1", "2").champion == "1"
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE registry.history SET record = replace(record, 'accuracy', 'precision') WHERE generation = 2",
+        "UPDATE registry.history SET signature = 'x' WHERE generation = 2",
+        "UPDATE registry.history SET record = '{' WHERE generation = 2",
+        "UPDATE registry.history SET champion = '2' WHERE generation = 1",
+        "INSERT INTO registry.history SELECT pipeline, 9, champion, decided_at, record, signature"
+        " FROM registry.history WHERE generation = 2",
+    ],
+)
+def test_a_row_of_the_history_that_another_hand_wrote_leads_nowhere(
+    change: str, settings: Settings, client: MlflowClient
+) -> None:
+    with psycopg.connect(settings.postgres.url("postgresql")) as connection:  # type: ignore[union-attr]
+        connection.execute(change)
+    assert rollback(settings, "iris", WHO).champion == "1"
+    assert champion(client) == "1"
+    with pytest.raises(TrainingError, match="no champion before 1 to go back to"):
+        rollback(settings, "iris", WHO)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_history_without_a_signed_row_has_no_way_back(settings: Settings, client: MlflowClient) -> None:
+    with psycopg.connect(settings.postgres.url("postgresql")) as connection:  # type: ignore[union-attr]
+        connection.execute("UPDATE registry.history SET signature = 'x'")
+    with pytest.raises(TrainingError, match=r"no champion before 2 .* 2 of 2 rows of registry\.history are not signed"):
+        rollback(settings, "iris", WHO)
+    assert champion(client) == "2"
 
 
 @pytest.mark.row(44, part="benign shift, approved")
