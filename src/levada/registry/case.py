@@ -15,7 +15,7 @@ from levada import evidence
 from levada.evidence import MODEL_FILE, SNAPSHOT_TAG
 from levada.pipeline import MODEL_VERSION
 from levada.registry import answered, checks, data, tracking
-from levada.registry.compare import Answers
+from levada.registry.compare import Answers, exists
 from levada.registry.data import declared_model, judged_fields
 from levada.registry.dataset import Dataset, Sides, newer_than, sides
 from levada.registry.errors import TrainingError
@@ -88,14 +88,23 @@ def assemble(
         frozen: the frozen evaluation set; without one, the held-out rows become it.
         challenger: asks the challenger.
         champion: what serves, if anything does.
+
+    Raises:
+        TrainingError: the frozen rows cannot be measured.
     """
     gate = declared_model(pipeline).gate
     training, held_out = split.every.take(split.training), split.every.take(split.held_out)
     lacking = [name for name in pipeline.features if frozen is not None and name not in frozen.rows.columns]
     if frozen is None or lacking:
         frozen = Frozen.of(held_out)
+    ours = challenger(frozen.rows)
+    if not exists(gate.metric, ours):
+        raise TrainingError(
+            f"{gate.metric} says nothing of {pipeline.name}: all {len(ours)} rows of the evaluation set have one "
+            f"{frozen.rows.label}: train again when there are others, or declare another gate.metric"
+        )
     if champion is None:
-        return Evidence(Case(frozen.rows, challenger(frozen.rows)), frozen, training, held_out)
+        return Evidence(Case(frozen.rows, ours), frozen, training, held_out)
 
     incomparable = champion.incomparable
     if lacking:
@@ -123,9 +132,7 @@ def assemble(
     compared = Champion(
         champion.version, theirs, ask(recent) if ask is not None and recent is not None else None, incomparable
     )
-    case = Case(
-        frozen.rows, challenger(frozen.rows), compared, challenger(recent) if recent is not None else None, found
-    )
+    case = Case(frozen.rows, ours, compared, challenger(recent) if recent is not None else None, found)
     return Evidence(case, frozen, training, held_out, champion.baseline, windows)
 
 
