@@ -156,6 +156,12 @@ def gather(
         model = OnnxModel(tracking.download(client, version.run_id, MODEL_FILE))
     except ScoringError as error:
         raise TrainingError(f"version {version.version} of {pipeline.name} cannot be judged: {error}") from error
+    gate = declared_model(pipeline).gate
+    if bool(model.meta.labels) == gate.regression:
+        raise TrainingError(
+            f"version {version.version} of {pipeline.name} predicts a {_kind(model)}, gate.metric {gate.metric} judges "
+            f"{'numbers' if gate.regression else 'classes'}: train again"
+        )
     rows = data.read_at(catalog, pipeline, int(version.tags[SNAPSHOT_TAG]))
     if champion is None:
         split = sides(rows, pipeline)
@@ -180,6 +186,10 @@ def gather(
         shadow=_shadow(catalog, pipeline, standing.version, str(version.version)),
         latency={number: latency(each, found.frozen.rows) for number, each in both.items()},
     )
+
+
+def _kind(model: OnnxModel) -> str:
+    return "class" if model.meta.labels else "number"
 
 
 def _shadow(catalog: Catalog, pipeline: Pipeline, champion: str, challenger: str) -> Shadowed | None:
@@ -253,6 +263,8 @@ class Files:
             return None, str(error)
         if model.meta.label != challenger.meta.label:
             return None, f"it predicts {model.meta.label}, not {challenger.meta.label}"
+        if bool(model.meta.labels) != bool(challenger.meta.labels):
+            return None, f"it predicts a {_kind(model)}, not a {_kind(challenger)}"
         there = {feature.name: feature.type == "string" for feature in challenger.meta.features}
         if self.frozen is not None:
             there |= {feature.name: feature.type == "string" for feature in self.frozen.rows.features}
