@@ -15,11 +15,11 @@ from levada import evidence
 from levada.evidence import MODEL_FILE, SNAPSHOT_TAG
 from levada.pipeline import MODEL_VERSION
 from levada.registry import answered, checks, data, tracking
-from levada.registry.compare import Answers
+from levada.registry.compare import Answers, exists
 from levada.registry.data import declared_model, judged_fields
 from levada.registry.dataset import Dataset, Sides, newer_than, sides
 from levada.registry.errors import TrainingError
-from levada.registry.frozen import FROZEN_FILE, Frozen
+from levada.registry.frozen import FROZEN_FILE, Frozen, read_stored
 from levada.registry.gate import Case, Champion
 from levada.registry.record import FROZEN_TAG
 from levada.scoring import OnnxModel, ScoringError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 REPORT_FILE: Final = "gate/report.json"
 BASELINE_FILE: Final = "gate/training.parquet"
 BASELINE_ROWS: Final = 10_000
-"""Training rows kept beside a version for later comparisons, evenly drawn; a distribution needs no more."""
+"""Rows of its snapshot kept beside a version for later comparisons, evenly drawn; a distribution needs no more."""
 _TIMED: Final = 100
 
 Ask = Callable[[Dataset], Answers]
@@ -53,7 +53,7 @@ class Standing:
     incomparable: str
     """Why it cannot."""
     baseline: Dataset | None
-    """Rows it was trained on."""
+    """Rows there were when it was trained."""
     new: NDArray[np.bool_]
     """Which rows of the challenger's snapshot came since, shape (n,)."""
 
@@ -65,11 +65,14 @@ class Evidence:
     case: Case
     frozen: Frozen
     """What both were compared on."""
+    every: Dataset
+    """All rows of the challenger's snapshot, whatever side they are on, with every field that may be a feature."""
     training: Dataset
-    """What the challenger was trained on, with every field that may be a feature."""
+    """Those it was trained on."""
     held_out: Dataset
-    """The rows of its snapshot that it was not trained on."""
+    """Those that were held out."""
     baseline: Dataset | None = None
+    """The rows there were when the champion was trained, with the fields that new rows have too."""
     windows: dict[Window, Dataset] = field(default_factory=dict)
     shadow: Shadowed | None = None
     """What the challenger said in shadow, if it was asked."""
@@ -88,14 +91,23 @@ def assemble(
         frozen: the frozen evaluation set; without one, the held-out rows become it.
         challenger: asks the challenger.
         champion: what serves, if anything does.
+
+    Raises:
+        TrainingError: the frozen rows cannot be measured.
     """
     gate = declared_model(pipeline).gate
     training, held_out = split.every.take(split.training), split.every.take(split.held_out)
     lacking = [name for name in pipeline.features if frozen is not None and name not in frozen.rows.columns]
     if frozen is None or lacking:
         frozen = Frozen.of(held_out)
+    ours = challenger(frozen.rows)
+    if not exists(gate.metric, ours):
+        raise TrainingError(
+            f"{gate.metric} says nothing of {pipeline.name}: all {len(ours)} rows of the evaluation set have one "
+            f"{frozen.rows.label}: train again when there are others, or declare another gate.metric"
+        )
     if champion is None:
-        return Evidence(Case(frozen.rows, challenger(frozen.rows)), frozen, training, held_out)
+        return Evidence(Case(frozen.rows, ours), frozen, split.every, training, held_out)
 
     incomparable = champion.incomparable
     if lacking:
@@ -109,24 +121,24 @@ def assemble(
     untrained = new[split.held_out[new]][-gate.window :]
     recent = split.every.take(untrained) if len(untrained) >= checks.LEAST_ROWS else None
     theirs = ask(frozen.rows) if ask is not None else None
-    found = []
-    if champion.baseline is not None:
-        names = [name for name in pipeline.features if name in champion.baseline.columns]
+    found, baseline = [], champion.baseline
+    if baseline is not None:
+        gone = [name for name in baseline.columns if name not in split.every.columns]
+        names = [*pipeline.features, *gone]
         found = checks.check(
             gate.drift,
             {name: only(rows, names) for name, rows in windows.items()},
-            only(champion.baseline, names),
+            only(baseline, names),
             theirs,
             {name: ask(rows) for name, rows in windows.items() if len(rows)} if ask is not None else None,
             regression=gate.regression,
         )
+        baseline = only(baseline, checks.alike(baseline, split.every))
     compared = Champion(
         champion.version, theirs, ask(recent) if ask is not None and recent is not None else None, incomparable
     )
-    case = Case(
-        frozen.rows, challenger(frozen.rows), compared, challenger(recent) if recent is not None else None, found
-    )
-    return Evidence(case, frozen, training, held_out, champion.baseline, windows)
+    case = Case(frozen.rows, ours, compared, challenger(recent) if recent is not None else None, found)
+    return Evidence(case, frozen, split.every, training, held_out, baseline, windows)
 
 
 def only(rows: Dataset, names: Sequence[str]) -> Dataset:
@@ -149,6 +161,12 @@ def gather(
         model = OnnxModel(tracking.download(client, version.run_id, MODEL_FILE))
     except ScoringError as error:
         raise TrainingError(f"version {version.version} of {pipeline.name} cannot be judged: {error}") from error
+    gate = declared_model(pipeline).gate
+    if bool(model.meta.labels) == gate.regression:
+        raise TrainingError(
+            f"version {version.version} of {pipeline.name} predicts a {_kind(model)}, gate.metric {gate.metric} judges "
+            f"{'numbers' if gate.regression else 'classes'}: train again"
+        )
     rows = data.read_at(catalog, pipeline, int(version.tags[SNAPSHOT_TAG]))
     if champion is None:
         split = sides(rows, pipeline)
@@ -173,6 +191,10 @@ def gather(
         shadow=_shadow(catalog, pipeline, standing.version, str(version.version)),
         latency={number: latency(each, found.frozen.rows) for number, each in both.items()},
     )
+
+
+def _kind(model: OnnxModel) -> str:
+    return "class" if model.meta.labels else "number"
 
 
 def _shadow(catalog: Catalog, pipeline: Pipeline, champion: str, challenger: str) -> Shadowed | None:
@@ -222,7 +244,7 @@ class Files:
         report = json.loads(self.read(REPORT_FILE, self.record.report_sha256))
         fields, label = judged_fields(pipeline), declared_model(pipeline).label
         self.frozen = Frozen.read(self.read(FROZEN_FILE, report["files"][FROZEN_FILE]), fields, label)
-        self.baseline = Frozen.read(self.read(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label).rows
+        self.baseline = read_stored(self.read(BASELINE_FILE, report["files"][BASELINE_FILE]), fields, label)
 
     def read(self, path: str, digest: str) -> bytes:
         """One file, if it is the one with this digest.
@@ -246,6 +268,8 @@ class Files:
             return None, str(error)
         if model.meta.label != challenger.meta.label:
             return None, f"it predicts {model.meta.label}, not {challenger.meta.label}"
+        if bool(model.meta.labels) != bool(challenger.meta.labels):
+            return None, f"it predicts a {_kind(model)}, not a {_kind(challenger)}"
         there = {feature.name: feature.type == "string" for feature in challenger.meta.features}
         if self.frozen is not None:
             there |= {feature.name: feature.type == "string" for feature in self.frozen.rows.features}

@@ -1,4 +1,5 @@
-"""Whether new data looks like what the champion was trained on: distributions, repeated rows, agreement with it.
+"""Whether new data looks like what there was when the champion was trained: columns, distributions, repeated rows,
+agreement with the champion.
 
 A check raises the alarm when the difference is large *and* more than chance explains. Large alone is not enough: the
 population stability index of two small samples of one distribution is far above any usual bound. Nor is certain alone:
@@ -7,6 +8,7 @@ among many rows every small difference is certain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -30,6 +32,7 @@ _PSI_BINS: Final = 10
 _RARE: Final = 5.0
 """Categories expected less often than this are counted together, as the chi-squared test needs."""
 DUPLICATES: Final = "duplicates"
+SCHEMA: Final = "schema"
 """What a check is of that is of no field."""
 
 Window = Literal["new", "recent"]
@@ -42,9 +45,9 @@ class Check:
     window: Window
     """``new``: all rows since the champion was trained; ``recent``: the newest of them."""
     what: str
-    """The field, ``duplicates``, or ``champion``."""
+    """The field, ``duplicates``, ``champion``, or ``schema``."""
     size: float
-    """How large the difference is: a population stability index, or a difference of shares."""
+    """How large the difference is: a population stability index, a difference of shares, or a number of columns."""
     chance: float
     """How probable so large a difference were by chance, 0 to 1."""
     alarm: bool
@@ -61,31 +64,41 @@ def check(
     *,
     regression: bool = False,
 ) -> list[Check]:
-    """Compare windows of new rows with the champion's training rows.
+    """Compare windows of new rows with the rows there were when the champion was trained.
+
+    Columns that only one of them has are told and raise no alarm: the declaration was changed, not the data.
 
     Args:
         drift: the bounds.
-        windows: the new rows.
-        baseline: what the champion was trained on.
+        windows: the new rows, all with the same columns.
+        baseline: the earlier rows.
         frozen: the champion's answers on the frozen evaluation set, if it can be asked.
         answers: its answers on each window.
         regression: whether the label is a number.
     """
+    found, names = [], list[str]()
+    for window, rows in list(windows.items())[:1]:
+        names = alike(baseline, rows)
+        found += _schema(window, baseline, rows)
     windows = {name: rows for name, rows in windows.items() if len(rows) >= LEAST_ROWS}
-    names = [name for name in baseline.columns if all(name in rows.columns for rows in windows.values())]
     tests = len(windows) * (len(names) + 2)
     level = FALSE_ALARMS / max(tests, 1)  # Bonferroni: all tests together keep the share
-    found = []
     for window, rows in windows.items():
         for name in names:
             kind = next(feature.type for feature in baseline.features if feature.name == name)
             pair = baseline.columns[name], rows.columns[name]
             found.append(_distribution(drift, level, window, name, *pair, numeric=kind in ("double", "long")))
         found.append(_distribution(drift, level, window, rows.label, baseline.labels, rows.labels, numeric=regression))
-        found.append(_duplicates(drift, window, baseline, rows))
+        found.append(_duplicates(drift, level, window, baseline, names, rows))
         if frozen is not None and answers is not None:
             found.append(_agreement(level, window, frozen, answers[window], regression=regression))
     return found
+
+
+def alike(before: Dataset, after: Dataset) -> list[str]:
+    """The columns that both have, as text or as numbers in both."""
+    texts = {feature.name: feature.type == "string" for feature in after.features}
+    return [one.name for one in before.features if texts.get(one.name) == (one.type == "string")]
 
 
 def psi(expected: NDArray[Any], found: NDArray[Any]) -> float:
@@ -101,9 +114,9 @@ def psi(expected: NDArray[Any], found: NDArray[Any]) -> float:
     return float(np.sum((f - e) * np.log(f / e)))
 
 
-def duplicates(rows: Dataset) -> float:
-    """Share of rows, 0 to 1, that repeat an earlier one in all features and the label."""
-    return 1.0 - len(np.unique(rows.digests(label=True))) / len(rows)
+def duplicates(rows: Dataset, names: Sequence[str] | None = None) -> float:
+    """Share of rows, 0 to 1, that repeat an earlier one in the label and these features, all by default."""
+    return 1.0 - len(np.unique(rows.digests(names, label=True))) / len(rows)
 
 
 def counts(before: NDArray[Any], after: NDArray[Any], *, numeric: bool) -> NDArray[np.int64]:
@@ -113,7 +126,8 @@ def counts(before: NDArray[Any], after: NDArray[Any], *, numeric: bool) -> NDArr
     in the first sample together.
     """
     if not numeric:
-        together, values = pd.factorize(np.concatenate([before.astype(object), after.astype(object)]))
+        both = np.concatenate([before.astype(object), after.astype(object)])
+        together, values = pd.factorize(both, use_na_sentinel=False)
         table = np.stack(
             [
                 np.bincount(together[: len(before)], minlength=len(values)),
@@ -137,10 +151,14 @@ def _any(sample: NDArray[Any]) -> bool:
 
 
 def _merge_rare(table: NDArray[np.int64]) -> NDArray[np.int64]:
-    expected = table.sum(axis=0) * (table.sum(axis=1).min() / table.sum())
-    rare = expected < _RARE
+    rare = _rare(table)
     kept = table[:, ~rare]
     return np.column_stack([kept, table[:, rare].sum(axis=1)]) if rare.any() else kept
+
+
+def _rare(table: NDArray[np.int64]) -> NDArray[np.bool_]:
+    rare: NDArray[np.bool_] = table.sum(axis=0) * (table.sum(axis=1).min() / table.sum()) < _RARE
+    return rare
 
 
 def _distribution(
@@ -171,21 +189,50 @@ def _numeric_chance(before: NDArray[Any], after: NDArray[Any]) -> float:
 
 
 def _contingency(table: NDArray[np.int64]) -> float:
-    used = table[:, table.sum(axis=0) > 0]
-    return float(stats.chi2_contingency(used).pvalue) if used.shape[1] > 1 else 1.0
+    """Chi-squared test of the categories that are frequent enough for it; Fisher's exact test of all others together.
+
+    With few new rows a single one of a rare category would seem impossible to the chi-squared test.
+    """
+    rare = _rare(table)
+    often, chances = table[:, ~rare], []
+    if often.shape[1] > 1 and often.sum(axis=1).all():
+        chances.append(float(stats.chi2_contingency(often).pvalue))
+    if table[:, rare].any():
+        seldom = table[:, rare].sum(axis=1)
+        chances.append(float(stats.fisher_exact(np.column_stack([seldom, often.sum(axis=1)])).pvalue))
+    return min([1.0, *(len(chances) * chance for chance in chances)])
 
 
-def _duplicates(drift: Drift, window: Window, baseline: Dataset, rows: Dataset) -> Check:
+def _schema(window: Window, baseline: Dataset, rows: Dataset) -> list[Check]:
+    same = alike(baseline, rows)
+    texts = [f"{name} is gone" for name in baseline.columns if name not in rows.columns]
+    texts += [f"{name} is new" for name in rows.columns if name not in baseline.columns]
+    texts += [
+        f"{one.name} is {'text' if one.type == 'string' else 'a number'} now"
+        for one in rows.features
+        if one.name in baseline.columns and one.name not in same
+    ]
+    return [Check(window, SCHEMA, len(texts), 0.0, False, f"schema: {', '.join(texts)}")] if texts else []
+
+
+def _duplicates(
+    drift: Drift, level: float, window: Window, baseline: Dataset, names: Sequence[str], rows: Dataset
+) -> Check:
+    """Whether more rows repeat, by Fisher's exact test: the number of repeats varies less than the test supposes."""
     # Among more rows more repeat, so both shares are of equally many, drawn at random: the newest could be one round of
     # rows that come again and again.
     size = min(len(baseline), len(rows))
     drawn = np.random.default_rng(0)
     before, after = (
-        duplicates(sample.take(drawn.choice(len(sample), size, replace=False))) for sample in (baseline, rows)
+        duplicates(sample.take(drawn.choice(len(sample), size, replace=False)), names) for sample in (baseline, rows)
     )
+    more, repeats = after - before, [round(after * size), round(before * size)]
+    table = [[repeats[0], size - repeats[0]], [repeats[1], size - repeats[1]]]
+    chance = float(stats.fisher_exact(table, alternative="greater").pvalue)
     return Check(
-        window, DUPLICATES, after - before, 0.0, after - before > drift.duplicates,
-        f"duplicates: {after:.0%} of {size} rows repeat an earlier one, {before:.0%} in the champion's training data",
+        window, DUPLICATES, more, chance, round(more, 9) > drift.duplicates and chance < level,
+        f"duplicates: {after:.0%} of {size} rows repeat an earlier one, {before:.0%} of those the champion is from, "
+        f"p {chance:.1g}",
     )  # fmt: skip
 
 

@@ -68,6 +68,11 @@ def metric(name: str, answers: Answers) -> float:
     return float(_metric(name, _terms(name, answers), axis=-1))
 
 
+def exists(name: str, answers: Answers) -> bool:
+    """Whether these answers have the metric: none has one without rows, nor R² one without a spread of the truth."""
+    return len(answers) > 0 and (name != "r2" or bool(np.ptp(answers.truth.astype(np.float64)) > 0))
+
+
 def lead(gate: Gate, challenger: float, champion: float) -> float:
     """By how much the first value is better than the second, in units of the metric; negative if it is worse."""
     difference = challenger - champion if gate.higher_is_better else champion - challenger

@@ -25,6 +25,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from scipy import stats
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
@@ -35,6 +36,7 @@ from levada.scoring import Meta, OnnxModel, ScoringError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from levada.pipeline import Pipeline
     from levada.registry.dataset import Dataset
@@ -43,6 +45,12 @@ if TYPE_CHECKING:
 
 _TELLS_ROWS_APART: Final = 0.9
 """A text feature with more distinct values than this share of rows is an identifier."""
+_GAPS: Final = 10
+"""Whole numbers of which fewer than one in this many is there do not count; a meter that runs on may read so."""
+_REPEATED: Final = 0.01
+"""Nor do those of which more than this share, and one, repeat others."""
+_MEASURED: Final = 0.001
+"""Least chance of so few repeats with which whole numbers are taken for measurements."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,11 @@ def source_digest(trainer: Trainer) -> str:
 def refuse_identifiers(rows: Dataset) -> None:
     """Refuse features that tell rows apart instead of describing them: a model learns them by heart.
 
-    Texts of which nearly every row has its own, and whole numbers that count: all distinct, and with hardly a gap.
+    Texts of which nearly every row has its own, and whole numbers that count. A few rows that were sent again, ids that
+    are missing and numbers far away hide neither.
 
     Args:
-        rows: all rows of the snapshot, one for each distinct event.
+        rows: the rows that a trainer would get.
 
     Raises:
         TrainingError: naming the features and what to do.
@@ -116,16 +125,33 @@ def refuse_identifiers(rows: Dataset) -> None:
             given = column[column != ""]
             if len(given) and len(set(given.tolist())) > _TELLS_ROWS_APART * len(given) > 20:
                 found.append(feature.name)
-        elif feature.type == "long":
-            given = column[~np.isnan(column)]
-            distinct = np.unique(given)
-            if len(given) > 20 and len(distinct) == len(given) and np.ptp(distinct) < 2 * len(distinct):
-                found.append(feature.name)
+        elif feature.type == "long" and _counts(column[~np.isnan(column)]):
+            found.append(feature.name)
     if found:
         raise TrainingError(
             f"model.features: {', '.join(found)} look like identifiers, nearly every row has a value of its own: take "
             "them out, or list the features without them"
         )
+
+
+def _counts(given: NDArray[np.float64]) -> bool:
+    """Whether whole numbers lie close together and yet avoid one another, as numbers that are given out do.
+
+    Of n values drawn independently from a span of s, whatever their distribution, at least n(n-1)/2s pairs are
+    expected to be equal, so hardly a repeat in a short span is no chance.
+    """
+    cut = len(given) // 100
+    inner = np.sort(given)[cut : len(given) - cut]
+    if len(inner) <= 20:
+        return False
+    span = np.ptp(inner) + 1
+    repeats = len(inner) - len(np.unique(inner))
+    expected = len(inner) * (len(inner) - 1) / (2 * span)
+    return bool(
+        span < _GAPS * len(inner)
+        and repeats <= 1 + _REPEATED * len(inner)
+        and stats.poisson.cdf(repeats, expected) < _MEASURED
+    )
 
 
 def refuse_missing(rows: Dataset) -> None:

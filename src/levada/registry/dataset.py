@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import structlog
 from numpy.typing import NDArray
 
 from levada.registry.data import EVENT_ID, EVENT_TIME, INGESTED_AT, declared_model, features_of, judged_fields
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 HELD_OUT: Final = 5
 """One row of this many is held out."""
+_NAMED: Final = 10
+_NAME: Final = 100
+"""How many left-out classes are named, and with how many characters."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,15 @@ class Sides:
     training: NDArray[np.bool_]
     held_out: NDArray[np.bool_]
     """Shapes (n,). A row that equals a held-out one, or one of the frozen evaluation set, is on no side at all."""
+    left_out: dict[Any, int]
+    """Class → its rows, for classes that had no row on one of the sides: they are on neither."""
+
+    @property
+    def left_out_text(self) -> str:
+        """:attr:`left_out` for a log line or a parameter; the most frequent are named, whoever sends thousands."""
+        ordered = sorted(self.left_out.items(), key=lambda item: (-item[1], str(item[0])))
+        named = [f"{str(name)[:_NAME]} ({count})" for name, count in ordered[:_NAMED]]
+        return ", ".join(named) + (f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else "")
 
 
 def sides(rows: pa.Table, pipeline: Pipeline, frozen: Dataset | None = None) -> Sides:
@@ -108,7 +123,7 @@ def sides(rows: pa.Table, pipeline: Pipeline, frozen: Dataset | None = None) -> 
     By content, the side of a row hangs on a hash of its feature values alone: what is held out from one training is
     held out from every other with these features. By group it hangs on the hash of a field, by time on whether the
     row is among the newest fifth. In all three, training keeps no row whose features equal those of a held-out or a
-    frozen row.
+    frozen row, and a class that lacks a side is on neither: one event with a new label must not stop all training.
 
     Args:
         rows: a table as :func:`levada.registry.data.read_at` gives it.
@@ -135,14 +150,23 @@ def sides(rows: pa.Table, pipeline: Pipeline, frozen: Dataset | None = None) -> 
         # A declaration may have gained features since the set was frozen: what both know decides.
         shared = [name for name in names if name in frozen.columns]
         training &= ~np.isin(every.digests(shared), frozen.digests(shared))
-    return Sides(every, rows[EVENT_ID], rows[INGESTED_AT].cast(pa.int64()).to_numpy(), training, held_out)
+    left_out: dict[Any, int] = {}
+    if not model.gate.regression:
+        place, classes = pd.factorize(every.labels)
+        counted = [np.bincount(place[side], minlength=len(classes)) for side in (training, held_out)]
+        rare = np.minimum(*counted) == 0
+        total = np.bincount(place, minlength=len(classes))
+        left_out = dict(zip(classes[rare].tolist(), total[rare].tolist(), strict=True))
+        training, held_out = training & ~rare[place], held_out & ~rare[place]
+    came = rows[INGESTED_AT].cast(pa.int64()).to_numpy()
+    return Sides(every, rows[EVENT_ID], came, training, held_out, left_out)
 
 
 def trainable(split: Sides, pipeline: Pipeline) -> tuple[Dataset, Dataset]:
     """Training rows and held-out rows, features and label only.
 
     Raises:
-        NotEnoughData: a side is empty, or lacks a class.
+        NotEnoughData: a side is empty, or fewer than two classes are on both.
     """
     features = features_of(pipeline)
     narrow = Dataset(
@@ -150,14 +174,19 @@ def trainable(split: Sides, pipeline: Pipeline) -> tuple[Dataset, Dataset]:
     )
     training, held_out = narrow.take(split.training), narrow.take(split.held_out)
     regression = declared_model(pipeline).gate.regression
+    if split.left_out:
+        log.warning(
+            "classes left out, they are not among both training and held-out rows",
+            pipeline=pipeline.name, label=narrow.label, rows=split.left_out_text,
+        )  # fmt: skip
+    if not regression and len(set(training.labels.tolist())) < 2:
+        raise NotEnoughData(
+            f"{narrow.label}: a model needs two classes with training and held-out rows; left out are "
+            f"{split.left_out_text or 'none'}: more rows are needed"
+        )
     for there, side in ((training, "training"), (held_out, "held-out")):
         if not len(there):
             raise NotEnoughData(f"there is no {side} row: more rows are needed")
-        absent = sorted(set(narrow.labels.tolist()) - set(there.labels.tolist()), key=str)
-        if absent and not regression:
-            raise NotEnoughData(
-                f"{narrow.label}: no {side} row for {', '.join(map(str, absent))}: more rows are needed"
-            )
     return training, held_out
 
 

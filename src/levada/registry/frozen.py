@@ -10,15 +10,14 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from levada.registry.dataset import Dataset
-
-if TYPE_CHECKING:
-    from levada.scoring import Feature
+from levada.scoring import Feature
 
 FROZEN_FILE: Final = "frozen/rows.parquet"
 LARGEST: Final = 100_000
@@ -40,9 +39,10 @@ class Frozen:
 
     @classmethod
     def read(cls, raw: bytes, fields: tuple[Feature, ...], label: str) -> Frozen:
-        """Read a file; a field that was declared later is not among its columns."""
+        """Read a file; a field that was declared later, or is text now and was a number, is not among its columns."""
         table = pq.read_table(io.BytesIO(raw))
-        there = tuple(field for field in fields if field.name in table.column_names)
+        stored = {feature.name: feature.type == "string" for feature in _stored(table, label)}
+        there = tuple(field for field in fields if stored.get(field.name) == (field.type == "string"))
         return cls(Dataset.from_arrow(table, there, label), raw)
 
     @classmethod
@@ -64,10 +64,38 @@ class Frozen:
             {name: np.concatenate([self.rows.columns[name], column]) for name, column in more.columns.items()},
             np.concatenate([self.rows.labels, more.labels]),
         )
-        grown = _distinct(both)
-        return self if len(grown) == len(self.rows) else Frozen(grown, grown.to_parquet())
+        digests = both.digests(label=True)
+        if np.isin(digests[len(self.rows) :], digests[: len(self.rows)]).all():
+            return self
+        return Frozen.of(both)
+
+
+def read_stored(raw: bytes, fields: tuple[Feature, ...], label: str) -> Dataset:
+    """Read a file with every column that it has, those that are not declared so any more as they were stored."""
+    table = pq.read_table(io.BytesIO(raw))
+    declared = {field.name: field for field in fields}
+    there = []
+    for stored in _stored(table, label):
+        now = declared.get(stored.name, stored)
+        there.append(now if (now.type == "string") == (stored.type == "string") else stored)
+    return Dataset.from_arrow(table, tuple(there), label)
+
+
+def _stored(table: pa.Table, label: str) -> list[Feature]:
+    return [
+        Feature(field.name, "string" if pa.types.is_string(field.type) else "double", False)
+        for field in table.schema
+        if field.name != label
+    ]
 
 
 def _distinct(rows: Dataset) -> Dataset:
-    _, first = np.unique(rows.digests(label=True), return_index=True)
-    return rows.take(np.sort(first)[:LARGEST])
+    """Rows that are equal once; of more than the set may have, each has the same chance to stay, old or new.
+
+    The draw hangs on a hash of all rows: the same rows give the same set, and who sends a few cannot choose it.
+    """
+    distinct, first = np.unique(rows.digests(label=True), return_index=True)
+    if len(first) > LARGEST:
+        seed = int.from_bytes(sha256(distinct.tobytes()).digest())
+        first = np.random.default_rng(seed).choice(first, LARGEST, replace=False)
+    return rows.take(np.sort(first))

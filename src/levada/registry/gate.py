@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
+import pandas as pd
 
-from levada.registry.compare import Answers, Bin, calibration_error, chance, lead, metric, reliability
+from levada.registry.compare import Answers, Bin, calibration_error, chance, exists, lead, metric, reliability
 
 if TYPE_CHECKING:
     from levada.evidence import Outcome
@@ -54,8 +54,11 @@ class Slice:
     field: str
     value: str
     rows: int
-    metric: float
+    metric: float | None
+    """None where it does not exist, as R² where the truth is one value."""
     floor: float
+    judged: bool
+    """False where the rows are too few or the metric does not exist; it holds then."""
     holds: bool
 
 
@@ -129,7 +132,7 @@ class _Numbers:
         self.champion_value = metric(gate.metric, champion.frozen)
         self.lead = lead(gate, value, self.champion_value)
         self.chance = chance(gate, case.frozen, champion.frozen)
-        if case.recent is not None and champion.recent is not None:
+        if case.recent is not None and champion.recent is not None and exists(gate.metric, case.recent):
             self.recent_value = metric(gate.metric, case.recent)
             self.champion_recent_value = metric(gate.metric, champion.recent)
             behind = lead(gate, self.champion_recent_value, self.recent_value)
@@ -167,6 +170,12 @@ def _decide(
         doubt = f"no champion is proven, but there was one: {earlier}"
         return "promoted" if approved else "needs approval", [doubt, floor]
     doubts = [f"alarm: {one.text}" for one in case.checks if one.alarm]
+    doubts += [
+        f"the frozen evaluation set has no {name}, which model.gate.slices names: approve, so that rows with it become "
+        "the set, or take the slice out"
+        for name in gate.slices
+        if name != case.rows.label and name not in case.rows.columns
+    ]
     if numbers.lead is None or numbers.chance is None:
         doubts.append(f"champion {champion.version} cannot be compared: {champion.incomparable}")
         stand = floor
@@ -197,12 +206,16 @@ def _reaches(gate: Gate, value: float, floor: float) -> bool:
 def _slices(gate: Gate, case: Case) -> list[Slice]:
     found = []
     for name, floor in gate.slices.items():
-        values = case.rows.labels if name == case.rows.label else case.rows.columns[name]
-        for each in sorted(set(values.tolist()), key=str):
-            here = np.asarray(values == each)
-            value = metric(gate.metric, case.frozen.take(here))
-            judged = int(here.sum()) >= SLICE_ROWS
-            found.append(
-                Slice(name, str(each), int(here.sum()), value, floor, not judged or _reaches(gate, value, floor))
-            )
+        if name != case.rows.label and name not in case.rows.columns:
+            continue
+        values = pd.Series(case.rows.labels if name == case.rows.label else case.rows.columns[name])
+        # Rows without a number are a slice too, as those without a text are.
+        for each in sorted(values.unique().tolist(), key=str):
+            here = (values.isna() if pd.isna(each) else values == each).to_numpy()
+            answers = case.frozen.take(here)
+            value = metric(gate.metric, answers) if exists(gate.metric, answers) else None
+            judged = value is not None and len(answers) >= SLICE_ROWS
+            holds = value is None or not judged or _reaches(gate, value, floor)
+            shown = "missing" if pd.isna(each) else str(each)
+            found.append(Slice(name, shown, len(answers), value, floor, judged, holds))
     return found

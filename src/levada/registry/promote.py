@@ -100,8 +100,8 @@ def _write(
     """Store the report and the champion's future evidence beside the version; the record that seals them."""
     promoted = verdict.outcome == "promoted"
     frozen = found.frozen.grown(found.held_out) if approval is not None and promoted else found.frozen
-    training = found.training
-    drawn = training.take(np.arange(0, len(training), -(-len(training) // BASELINE_ROWS)))
+    # Of all rows, as new ones are: training alone lacks every content that is held out or frozen.
+    drawn = found.every.take(np.arange(0, len(found.every), -(-len(found.every) // BASELINE_ROWS)))
     files = {FROZEN_FILE: frozen.raw, BASELINE_FILE: drawn.to_parquet()}
     digests = {name: sha256(raw).hexdigest() for name, raw in files.items()}
     content = report.content(pipeline, version, found, verdict, digests, approval)

@@ -118,6 +118,7 @@ def register(
             {
                 "rows": len(trained.training) + len(trained.held_out),
                 "rows_held_out": len(trained.held_out),
+                "left_out": trained.left_out or "none",
                 "features": ",".join(pipeline.features),
                 "label": trained.training.label,
                 "seed": context.seed,

@@ -136,8 +136,9 @@ def _slices(report: dict[str, Any]) -> list[str]:
     if not report["slices"]:
         return []
     rows = [
-        [escape(one["field"]), escape(one["value"]), str(one["rows"]), f"{one['metric']:.4f}", f"{one['floor']:g}",
-         "" if one["holds"] else "<span class='alarm'>missed</span>"]
+        [escape(one["field"]), escape(one["value"]), str(one["rows"]),
+         f"{one['metric']:.4f}" if one["metric"] is not None else "none", f"{one['floor']:g}",
+         "not judged" if not one["judged"] else "" if one["holds"] else "<span class='alarm'>missed</span>"]
         for one in report["slices"]
     ]  # fmt: skip
     return ["<h2>Slices</h2>", _table(["field", "value", "rows", report["gate"]["metric"], "floor", ""], rows)]

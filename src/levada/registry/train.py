@@ -35,6 +35,8 @@ class Trained:
     training: Dataset
     held_out: Dataset
     metrics: dict[str, float]
+    left_out: str
+    """Classes with too few rows to be trained on, and their rows."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,12 @@ def fit(
         NotEnoughData: the snapshot cannot be split.
         TrainingError: a feature is an identifier, or the trainer failed.
     """
-    training, held_out = trainable(sides(rows, pipeline, frozen.rows if frozen is not None else None), pipeline)
+    split = sides(rows, pipeline, frozen.rows if frozen is not None else None)
+    training, held_out = trainable(split, pipeline)
     contract.refuse_identifiers(training)
     contract.refuse_missing(training)
     fitted = contract.fit(trainer, training, held_out, pipeline, context)
-    return Trained(fitted, training, held_out, measure(Answers.of(fitted.model, held_out)))
+    return Trained(fitted, training, held_out, measure(Answers.of(fitted.model, held_out)), split.left_out_text)
 
 
 def measure(answers: Answers) -> dict[str, float]:

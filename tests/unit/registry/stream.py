@@ -46,7 +46,7 @@ def ask(model: Any, rows: Dataset) -> Answers:
 class Champion:
     version: int
     model: Any
-    training: Dataset
+    every: Dataset
     rows: int
     """Rows there were when it was trained."""
 
@@ -91,14 +91,14 @@ class MemoryLine:
         standing, champion = None, self.champion
         if champion is not None:
             standing = Standing(
-                str(champion.version), lambda rows: ask(champion.model, rows), "", champion.training,
+                str(champion.version), lambda rows: ask(champion.model, rows), "", champion.every,
                 np.arange(len(table)) >= champion.rows,
             )  # fmt: skip
         found = assemble(self.pipeline, split, self.frozen, lambda rows: ask(challenger, rows), standing)
         verdict = judge(declared_model(self.pipeline).gate, found.case, approved=approved)
         self.versions += 1
         if verdict.outcome == "promoted":
-            self.champion = Champion(self.versions, challenger, training, len(table))
+            self.champion = Champion(self.versions, challenger, found.every, len(table))
             self.frozen = found.frozen.grown(found.held_out) if approved else found.frozen
         return verdict
 

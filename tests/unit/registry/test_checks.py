@@ -75,6 +75,65 @@ def test_repeated_rows_count_however_many_rows_there_are() -> None:
     assert alarms(dice, dataset(CHANCE.integers(1, 7, 3000).astype(float))) == set()
 
 
+def repeated(share: float, rows: int = 100) -> Dataset:
+    """Rows of which this share repeats the first."""
+    values = np.arange(float(rows))
+    values[: round(share * rows) + 1] = 0.0
+    return dataset(values)
+
+
+@pytest.mark.parametrize(("share", "alarm"), [(0.2, False), (0.3, False), (0.31, True), (1.0 - 1 / 100, True)])
+def test_repeated_rows_alarm_above_the_bound_and_not_at_it(share: float, alarm: bool) -> None:
+    found = check(Drift(), {"new": repeated(share)}, repeated(0.1))[-1]
+    assert (found.what, round(found.size, 9)) == ("duplicates", round(share - 0.1, 9))
+    assert found.alarm == alarm
+
+
+def test_twenty_rows_of_one_alarm_and_twenty_that_repeat_by_luck_do_not() -> None:
+    assert "duplicates" in alarms(dataset(CHANCE.normal(size=300)), dataset([1.0] * 20))
+    one = check(Drift(duplicates=0), {"new": repeated(0.05, 20)}, dataset(CHANCE.normal(size=20)))[-1]
+    assert (one.size > 0, one.alarm) == (True, False)
+
+
+@pytest.mark.parametrize("kinds", [2, 6, 30, 100])
+def test_twenty_rows_of_few_values_raise_no_alarm_that_chance_explains(kinds: int) -> None:
+    chance, raised, large = np.random.default_rng(kinds), 0, 0.0
+    shares = 1 / np.arange(1, kinds + 1) ** 2  # the last ones are rare
+    for kind in ("long", "string", "boolean"):
+        for _ in range(300):
+            before, after = (chance.choice(kinds, size, p=shares / shares.sum()) for size in (5000, 20))
+            before, after = ((each.astype(str) if kind == "string" else each) for each in (before, after))
+            pair = dataset(before, kind=kind), dataset(after, kind=kind)
+            found = check(Drift(), {"new": pair[1]}, pair[0])
+            raised += any(one.alarm for one in found)
+            large = max(large, found[0].size)
+    print(f"{raised} of 900 windows of {kinds} values raised an alarm, the largest index was {large:.2f}")
+    assert raised <= 9
+
+
+def test_one_missing_number_of_twenty_is_luck_though_hardly_any_was_missing() -> None:
+    before = np.append(CHANCE.normal(size=5000), [np.nan])
+    assert alarms(dataset(before), dataset(np.append(CHANCE.normal(size=19), [np.nan]))) == set()
+    assert "x" in alarms(dataset(before), dataset(np.append(CHANCE.normal(size=10), [np.nan] * 10)))
+
+
+def test_a_boolean_may_be_missing() -> None:
+    before = dataset([0.0, 1.0] * 50 + [np.nan] * 50, kind="boolean")
+    assert alarms(before, before) == set()
+    assert "x" in alarms(before, dataset([0.0, 1.0] * 50, kind="boolean"))
+
+
+def test_a_column_that_is_gone_new_or_of_another_type_is_told_and_no_alarm() -> None:
+    number, text = dataset(CHANCE.normal(size=50)), dataset(["a"] * 50, kind="string")
+    other = Dataset((Feature("z", "long", True),), "y", {"z": number.columns["x"]}, number.labels)
+    found = check(Drift(), {"new": other}, number)
+    assert (found[0].what, found[0].alarm, found[0].text) == ("schema", False, "schema: x is gone, z is new")
+    assert {one.what for one in found[1:]} == {"y", "duplicates"}
+    assert check(Drift(), {"new": text}, number)[0].text == "schema: x is text now"
+    assert check(Drift(), {"new": number}, text)[0].text == "schema: x is a number now"
+    assert "schema" not in {one.what for one in check(Drift(), {"new": number, "recent": number}, number)}
+
+
 def test_too_few_new_rows_tell_nothing() -> None:
     assert check(Drift(), {"new": dataset([9.0] * 19)}, dataset(CHANCE.normal(size=300))) == []
 

@@ -25,7 +25,7 @@ from levada.registry.promote import promote
 from levada.registry.replay import replay
 from levada.registry.train import train
 from levada.registry.trainers import linear
-from levada.scoring import Meta, OnnxModel
+from levada.scoring import Feature, Meta, OnnxModel
 
 from .conftest import redeclared, snapshot
 
@@ -116,6 +116,46 @@ def test_identifier_columns_are_refused_and_measurements_are_not() -> None:
         refuse_identifiers(training)
     named = parse_pipeline({"fields": fields, "model": {"label": "y", "features": ["age", "weight", "city"]}}, "orders")
     refuse_identifiers(trainable(sides(snapshot(rows), named), named)[0])
+
+
+def column_of(numbers: Any) -> Dataset:
+    values = np.asarray(numbers, dtype=float)
+    return Dataset((Feature("n", "long", False),), "y", {"n": values}, np.full(len(values), "a", dtype=object))
+
+
+@pytest.mark.parametrize("count", [30, 300, 10_000])
+def test_an_id_is_found_though_rows_came_again_or_are_missing_or_lie_far_away(count: int) -> None:
+    chance = np.random.default_rng(count)
+    ids = 7000 + np.arange(count)
+    few = ids[: count // 200 + 1]
+    for hidden in (ids, np.append(ids, few), np.sort(chance.choice(ids, 4 * count // 5, replace=False))):
+        with pytest.raises(TrainingError, match="n look like identifiers"):
+            refuse_identifiers(column_of(hidden))
+    if count >= 300:
+        for hidden in (np.append(ids, 10**15), 3 * ids, 8 * ids + chance.integers(0, 8, count)):
+            with pytest.raises(TrainingError, match="n look like identifiers"):
+                refuse_identifiers(column_of(hidden))
+
+
+def test_whole_numbers_that_were_measured_are_features() -> None:
+    chance = np.random.default_rng(2)
+    refused = 0
+    for count in (25, 60, 300, 3000):
+        for span in (2, 5, 10, 50, 1000):
+            for _ in range(20):
+                refused += _refused(chance.integers(0, span * count, count))
+        refused += _refused(np.exp(chance.normal(7, 1, count)).round())  # prices
+        refused += _refused(chance.normal(0, 20 * count, count).round())
+        refused += _refused(np.arange(count) * 40 + chance.integers(0, 40, count))  # a meter that runs on
+    assert refused <= 1
+
+
+def _refused(numbers: Any) -> bool:
+    try:
+        refuse_identifiers(column_of(numbers))
+    except TrainingError:
+        return True
+    return False
 
 
 @pytest.mark.row(45, part="keys and undeclared columns")

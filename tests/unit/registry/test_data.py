@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
+from structlog.testing import capture_logs
 
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import data
@@ -94,11 +95,32 @@ def test_about_a_fifth_is_held_out() -> None:
     assert (split.training ^ split.held_out).all()
 
 
-def test_a_class_that_is_on_one_side_only_is_named() -> None:
-    rows = [{"x": float(number), "color": "a", "who": "b", "label": "a"} for number in range(200)]
-    rows[0]["label"] = "rare"
-    with pytest.raises(NotEnoughData, match=r"label: no (training|held-out) row for rare"):
-        trainable(sides(snapshot(rows), declared()), declared())
+def labelled(labels: list[str]) -> pa.Table:
+    return snapshot(
+        [{"x": float(number), "color": "a", "who": "b", "label": label} for number, label in enumerate(labels)]
+    )
+
+
+def test_an_event_with_a_new_label_is_left_out_and_named_and_training_goes_on() -> None:
+    split = sides(labelled(["new"] + ["a", "b"] * 100), declared())
+    with capture_logs() as logged:
+        training, held_out = trainable(split, declared())
+    assert set(training.labels) == set(held_out.labels) == {"a", "b"}
+    assert split.left_out == {"new": 1}
+    assert [(line["log_level"], line["rows"]) for line in logged] == [("warning", "new (1)")]
+    assert len(split.every) == 201  # the checks of new data still see it
+
+
+def test_left_out_classes_are_named_briefly_however_many_there_are() -> None:
+    split = sides(labelled([f"{n:04}" + "x" * 1000 for n in range(1000)] + ["a", "b"] * 100), declared())
+    assert len(split.left_out) == 1000
+    assert split.left_out_text.endswith(" and 990 more")
+    assert len(split.left_out_text) < 1500
+
+
+def test_fewer_than_two_classes_on_both_sides_are_too_few() -> None:
+    with pytest.raises(NotEnoughData, match=r"label: a model needs two classes .* left out are rare \(1\)"):
+        trainable(sides(labelled(["rare"] + ["a"] * 199), declared()), declared())
 
 
 def test_rows_survive_parquet_with_missing_values_and_keep_their_digest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from levada.pipeline import Gate
 from levada.registry.checks import Check
 from levada.registry.compare import Answers, chance, lead, metric
 from levada.registry.dataset import Dataset
-from levada.registry.gate import Case, Champion, judge
+from levada.registry.gate import Case, Champion, Verdict, judge
+from levada.registry.report import to_json
 
 GATE = Gate(floor=0.9, margin=0.005, least_rows=100, calibration=1.0)
 
@@ -130,6 +132,60 @@ def test_each_value_of_a_slice_must_reach_its_own_floor() -> None:
         ("gold", 96, False),
         ("rare", 4, True),  # too few to be judged
     ]
+    assert [one.judged for one in verdict.slices] == [True, True, False]
+
+
+def sliced(columns: dict[str, Any], ours: Answers, metric: str = "accuracy") -> Verdict:
+    """What a gate with a floor of 0.8 for every slice says of a challenger, after what it says is made a report."""
+    gate = Gate(metric=metric, floor=0.5, slices=dict.fromkeys(columns, 0.8), calibration=1.0)
+    made = {name: np.array(column, dtype=float) for name, column in columns.items()}
+    data = Dataset((), "label", made, ours.truth)
+    verdict = judge(gate, Case(data, ours))
+    to_json(asdict(verdict))
+    return verdict
+
+
+@pytest.mark.parametrize(("right", "outcome"), [(60, "promoted"), (40, "refused")])
+def test_rows_without_a_number_are_one_slice(right: int, outcome: str) -> None:
+    rooms = [1.0, 2.0] * 50 + [np.nan] * 60
+    verdict = sliced({"rooms": rooms}, first_right(100 + right, 160))
+    assert [(one.value, one.rows, one.judged) for one in verdict.slices] == [
+        ("1.0", 50, True), ("2.0", 50, True), ("missing", 60, True),
+    ]  # fmt: skip
+    assert verdict.outcome == outcome
+
+
+def test_a_slice_without_its_metric_is_shown_and_not_judged() -> None:
+    truth = np.append(np.linspace(0, 1, 50), [3.0] * 10)
+    ours = Answers(truth, truth[:, None] + 0.01, ())
+    verdict = sliced({"rooms": [1.0] * 50 + [2.0] * 10}, ours, "r2")
+    assert verdict.outcome == "promoted"
+    assert [(one.metric is None, one.judged, one.holds) for one in verdict.slices] == [
+        (False, True, True),
+        (True, False, True),
+    ]
+
+
+def test_recent_rows_without_the_metric_judge_nobody() -> None:
+    truth = np.linspace(0, 1, 200)
+    ours, theirs = (Answers(truth, truth[:, None] + error, ()) for error in (0.0, 0.2))
+    recent = Answers(np.full(20, 0.5), np.full((20, 1), 0.6), ())
+    gate = Gate(metric="r2", floor=0.1)
+    verdict = judge(gate, Case(Dataset((), "label", {}, truth), ours, Champion("7", theirs, recent), recent))
+    to_json(asdict(verdict))
+    assert (verdict.outcome, verdict.recent_value) == ("promoted", None)
+
+
+def test_a_slice_that_the_frozen_rows_do_not_know_is_for_a_person() -> None:
+    gate = Gate(floor=0.8, slices={"plan": 0.85}, calibration=1.0)
+    unknown = case(first_right(950), first_right(950))
+    verdict = judge(gate, unknown)
+    assert verdict.outcome == "needs approval"
+    assert verdict.reasons[0] == (
+        "the frozen evaluation set has no plan, which model.gate.slices names: approve, so that rows with it become "
+        "the set, or take the slice out"
+    )
+    assert judge(gate, unknown, approved=True).outcome == "promoted"
 
 
 def test_probabilities_that_do_not_mean_what_they_say_are_refused() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from levada.config import Settings
 from levada.evidence import EXAMPLE_FILE, EXAMPLE_TAG, MODEL_FILE, RUN_TAG, SNAPSHOT_TAG
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import tracking
 from levada.registry.errors import NotEnoughData, TrainingError
+from levada.registry.promote import promote
 from levada.registry.train import train
 from levada.registry.trainers import linear
 from levada.scoring import OnnxModel, to_columns
@@ -95,6 +97,16 @@ def test_every_file_of_a_version_has_its_digest_and_none_is_a_pickle(
     assert "python==3." in environment
     assert registered.tags["levada.image"] == "levada/trainer:0.1.0@sha256:ab"
     assert registered.tags["levada.seed"] == client.get_run(registered.run_id).data.params["seed"]
+
+
+def test_a_label_that_came_once_stops_no_training_and_is_on_the_run(
+    settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
+) -> None:
+    post(iris, [*rows, {**rows[0], "species": "pimpernel"}])
+    version = client.get_model_version("iris", train(settings, iris, "a"))
+    params = client.get_run(version.run_id).data.params
+    assert (params["left_out"], params["rows"]) == ("pimpernel (1)", "150")
+    assert promote(settings, iris, "a").outcome == "promoted"
 
 
 def test_the_same_run_gives_the_same_version(settings: Settings, iris: Pipeline, rows: list[Any], post: Post) -> None:
