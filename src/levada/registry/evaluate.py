@@ -28,7 +28,7 @@ def evaluate(settings: Settings, pipeline: Pipeline, run: str) -> Verdict:
         version, latest = book.version_of_run(run), book.latest()
         serving = book.champion(latest.champion if latest is not None else None)
         _, found = case.gather(book.client, book.key, catalog(settings), pipeline, version, serving)
-        verdict = gate.judge(declared_model(pipeline).gate, found.case)
+        verdict = gate.judge(declared_model(pipeline).gate, found.case, earlier=book.earlier())
         content = report.content(pipeline, version, found, verdict, {})
         tracking.upload(
             book.client,
