@@ -28,13 +28,11 @@ def _target(cluster: str, context: str | None, namespace: str) -> Any:
     return find(cluster=cluster, context=context, namespace=namespace)
 
 
-def in_cluster(
-    command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float, gate: bool = False
-) -> NoReturn:
+def in_cluster(command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float) -> NoReturn:
     """Run a command in a pod of the release, print what it prints and end as it ends."""
     from levada.line import remote
 
-    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout, gate=gate)
+    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout)
     typer.echo(output, nl=False)
     raise typer.Exit(code)
 

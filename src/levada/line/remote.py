@@ -1,4 +1,4 @@
-"""Commands that need Kafka's administrator or the gate's key, from outside: they run in a pod of the chart's."""
+"""Commands that need Kafka, from outside: they run in the cluster, in a pod like that of the topics' schedule."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
-
-import yaml
 
 from levada.line.target import LineError, Target
 
 _POLL_SECONDS = 0.5
 
 
-def run(target: Target, command: Sequence[str], *, timeout: float, gate: bool = False) -> tuple[str, int]:
-    """Run ``levada <command>`` with the rights of Kafka's administrator, or of the gate; its output and exit code.
+def run(target: Target, command: Sequence[str], *, timeout: float) -> tuple[str, int]:
+    """Run ``levada <command>`` with the rights of the release's administrator of Kafka; its output and exit code.
 
     Raises:
-        LineError: the release has no such pod, or it did not end within ``timeout`` seconds.
+        LineError: the release has no such Job, or its pod did not end within ``timeout`` seconds.
     """
-    template = _gate(target) if gate else _administrator(target)
+    schedule = json.loads(target.kubectl("get", "cronjob", target.name("topics"), "-o", "json"))
+    template = schedule["spec"]["jobTemplate"]["spec"]["template"]
     name = target.name(f"{command[0]}-{secrets.token_hex(4)}")
     spec = template["spec"]
     spec.pop("initContainers", None)
@@ -43,15 +41,3 @@ def run(target: Target, command: Sequence[str], *, timeout: float, gate: bool = 
             time.sleep(_POLL_SECONDS)
     finally:
         target.kubectl("delete", "pod", name, "--wait=false", "--ignore-not-found")
-
-
-def _administrator(target: Target) -> dict[str, Any]:
-    schedule = json.loads(target.kubectl("get", "cronjob", target.name("topics"), "-o", "json"))
-    template: dict[str, Any] = schedule["spec"]["jobTemplate"]["spec"]["template"]
-    return template
-
-
-def _gate(target: Target) -> dict[str, Any]:
-    templates = json.loads(target.kubectl("get", "configmap", target.name("trainer"), "-o", "json"))
-    template: dict[str, Any] = yaml.safe_load(templates["data"]["pod.yaml"])
-    return template
