@@ -16,13 +16,16 @@ def model_versions(target: Target, model: str) -> list[dict[str, Any]]:
 
 def model_version(target: Target, model: str, version: str) -> dict[str, Any] | None:
     """One version, ``tags`` as a mapping; None if there is no such version."""
-    answer = _registry(target, "model-versions/get", {"name": model, "version": version})
-    return _tagged(answer["model_version"]) if "model_version" in answer else None
+    return _one(target, "model-versions/get", {"name": model, "version": version})
 
 
 def champion_version(target: Target, model: str) -> dict[str, Any] | None:
     """The version that the alias ``champion`` names, ``tags`` as a mapping; None before the first promotion."""
-    answer = _registry(target, "registered-models/alias", {"name": model, "alias": "champion"})
+    return _one(target, "registered-models/alias", {"name": model, "alias": "champion"})
+
+
+def _one(target: Target, path: str, query: dict[str, str]) -> dict[str, Any] | None:
+    answer = _registry(target, path, query)
     return _tagged(answer["model_version"]) if "model_version" in answer else None
 
 

@@ -70,16 +70,15 @@ def check(
 
     Args:
         drift: the bounds.
-        windows: the new rows, all with the same columns.
+        windows: the new rows, one window or more, all with the same columns.
         baseline: the earlier rows.
         frozen: the champion's answers on the frozen evaluation set, if it can be asked.
         answers: its answers on each window.
         regression: whether the label is a number.
     """
-    found, names = [], list[str]()
-    for window, rows in list(windows.items())[:1]:
-        names = alike(baseline, rows)
-        found += _schema(window, baseline, rows)
+    first, new = next(iter(windows.items()))
+    names = alike(baseline, new)
+    found = _schema(first, baseline, new, names)
     windows = {name: rows for name, rows in windows.items() if len(rows) >= LEAST_ROWS}
     tests = len(windows) * (len(names) + 2)
     level = FALSE_ALARMS / max(tests, 1)  # Bonferroni: all tests together keep the share
@@ -203,8 +202,7 @@ def _contingency(table: NDArray[np.int64]) -> float:
     return min([1.0, *(len(chances) * chance for chance in chances)])
 
 
-def _schema(window: Window, baseline: Dataset, rows: Dataset) -> list[Check]:
-    same = alike(baseline, rows)
+def _schema(window: Window, baseline: Dataset, rows: Dataset, same: Sequence[str]) -> list[Check]:
     texts = [f"{name} is gone" for name in baseline.columns if name not in rows.columns]
     texts += [f"{name} is new" for name in rows.columns if name not in baseline.columns]
     texts += [

@@ -164,12 +164,15 @@ class Watcher:
         chosen = newest.champion if newest is not None else None
         if alias is not None and alias.number != chosen:
             self._refuse(alias.number, *self._why_not(alias))
-        # Records of which none is ours are no new line: the key or tags were changed, and pods that answer must stay.
-        told = evidence.claimed(known.version.tags for known in self._versions.values())
-        self._nothing_promoted = chosen is None and alias is None and (told is None or told.champion is None)
-        if chosen is None and self.champion is None and not self._nothing_promoted:
-            self._begin_without()
-        if chosen is None or (self.champion is not None and self.champion.version == chosen):
+        if chosen is None:
+            # Records of which none is ours are no new line: key or tags were changed, and pods that answer must stay.
+            told = evidence.claimed(known.version.tags for known in self._versions.values())
+            self._nothing_promoted = alias is None and (told is None or told.champion is None)
+            if self.champion is None and not self._nothing_promoted:
+                self._begin_without()
+            return
+        self._nothing_promoted = False
+        if self.champion is not None and self.champion.version == chosen:
             return
         if chosen not in self._versions:
             self._learn(self._registry.version(self._name, chosen))
