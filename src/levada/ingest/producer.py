@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -199,11 +200,9 @@ class AckProducer:
             suspect = self._suspect.is_set() and self.reachable
             self._suspect.clear()
             await self._look(_SUSPECT_SECONDS if suspect else _LIST_SECONDS)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS if self.reachable else _LOOK_AGAIN_SECONDS):
                     await self._suspect.wait()
-            except TimeoutError:
-                _let_go(self._producer)
 
     async def _guard(self) -> None:
         """Answer those for whom no report comes in time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import uuid
@@ -34,17 +33,15 @@ def durable() -> None:
 
 def forgetful() -> None:
     """The collector, which here answers as soon as the event is in the producer's queue."""
-    from levada.ingest.producer import AckProducer, Headers, Outcome, Receipt
+    from levada.ingest.producer import AckProducer, Headers, Receipt, Waiter
 
-    def send(
-        self: AckProducer, topic: str, value: bytes, key: str | bytes, headers: Headers
-    ) -> asyncio.Future[Outcome]:
-        future: asyncio.Future[Outcome] = self._loop.create_future()
+    def send_for(
+        self: AckProducer, waiter: Waiter, topic: str, value: bytes, key: str | bytes, headers: Headers
+    ) -> None:
         self._producer.produce(topic, value, key, headers=headers)
-        future.set_result(Receipt(0, 0))
-        return future
+        waiter.set_result(Receipt(0, 0))
 
-    AckProducer.send = send  # type: ignore[method-assign]
+    AckProducer.send_for = send_for  # type: ignore[method-assign]
     durable()
 
 
