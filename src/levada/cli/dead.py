@@ -36,6 +36,7 @@ def list_(
     found, more = Letters(config.kafka, load_stream(config.pipelines, pipeline)).newest(limit, rule)
     for letter in found:
         replayed = "  (replayed)" if letter.replayed else ""
+        replayed += "  (of an earlier topic)" if letter.earlier else ""
         typer.echo(
             f"{letter.place:<12} {printable(letter.event_id):<38} {letter.at}  "
             f"{printable(letter.field) or '-'}: {printable(letter.rule)}{replayed}"
@@ -54,10 +55,14 @@ def show(
     """Show one letter with its raw bytes, which hold whatever the event held: mind where they end up."""
     config = settings()
     if config.kafka is None:
-        in_cluster(["dead", "show", "--", pipeline, place], cluster, context, namespace, timeout=_SECONDS)
+        command = ["dead", "show", "--", pipeline, place]
+        # Else they would be in the log of a pod.
+        in_cluster(command, cluster, context, namespace, timeout=_SECONDS, logged=False)
     from levada.stream.letters import Letters, printable
 
     letter = Letters(config.kafka, load_stream(config.pipelines, pipeline)).at(place)
+    if letter.earlier:
+        typer.echo("(of an earlier topic of that name, deleted since)")
     for name, value in letter.headers:
         typer.echo(f"{printable(name)}: {printable(value)}")
     typer.echo("")
@@ -84,5 +89,6 @@ def replay(
         in_cluster(command, cluster, context, namespace, timeout=_SECONDS)
     from levada.stream.letters import Letters
 
-    count = Letters(config.kafka, load_stream(config.pipelines, pipeline)).replay(place=place, rule=rule)
-    typer.echo(f"{count} sent to topic {pipeline} again")
+    count, earlier = Letters(config.kafka, load_stream(config.pipelines, pipeline)).replay(place=place, rule=rule)
+    whose = f", {earlier} of them from an earlier topic of that name, deleted since" if earlier else ""
+    typer.echo(f"{count} sent to topic {pipeline} again{whose}")

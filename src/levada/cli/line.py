@@ -28,11 +28,17 @@ def _target(cluster: str, context: str | None, namespace: str) -> Any:
     return find(cluster=cluster, context=context, namespace=namespace)
 
 
-def in_cluster(command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float) -> NoReturn:
+def in_cluster(
+    command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float, logged: bool = True
+) -> NoReturn:
     """Run a command in a pod of the release, print what it prints and end as it ends."""
     from levada.line import remote
 
-    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout)
+    target = _target(cluster, context, namespace)
+    if logged:
+        output, code = remote.run(target, command, timeout=timeout)
+    else:
+        output, code = remote.run_unlogged(target, command, timeout=timeout), 0
     typer.echo(output, nl=False)
     raise typer.Exit(code)
 

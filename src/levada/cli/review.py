@@ -38,7 +38,7 @@ def list_(
     from levada.ingest.review import Reviews
 
     held = Reviews(config.kafka, load_pipeline(config.pipelines, pipeline)).held()
-    shown = [each for each in held if all_ or each.state == "waiting"]
+    shown = [each for each in held if all_ or each.state in ("waiting", "releasing")]
     for each in shown:
         place = f"{each.partition}/{each.offset}"
         if as_json:
@@ -54,9 +54,10 @@ def list_(
         for decision in each.decisions:
             note = f": {decision.note}" if decision.note else ""
             typer.echo(f"{'':<12} {decision.state} by {decision.by} at {decision.at}{note}")
-    waiting = sum(1 for each in held if each.state == "waiting")
+    waiting, cut_off = (sum(each.state == state for each in held) for state in ("waiting", "releasing"))
     if not as_json:
-        typer.echo(f"{waiting} waiting, {len(held) - waiting} decided")
+        again = f", {cut_off} of them cut off in their release: release them again" if cut_off else ""
+        typer.echo(f"{waiting} waiting, {len(held) - waiting} decided{again}")
 
 
 @app.command()
@@ -69,7 +70,7 @@ def release(
     context: Context = None,
     namespace: Namespace = "levada",
 ) -> None:
-    """Send events on into the pipeline, under their own ids."""
+    """Send events on into the pipeline, under their own ids; again for those that `list` shows as releasing."""
     _decide("release", pipeline, event_ids, "released", by, note, cluster, context, namespace)
 
 

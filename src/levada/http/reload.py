@@ -62,11 +62,22 @@ class Reloaded(Generic[_T]):
 
 @contextlib.asynccontextmanager
 async def refreshing(refresh: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``refresh`` now and then, on a thread, while the context lasts."""
+    """Call ``refresh`` now and then, on a thread, while the context lasts.
+
+    One that fails is logged, and called again like any other: what it loaded before stays in use.
+    """
 
     async def keep_on() -> None:
+        said = ""
         while True:
-            await asyncio.to_thread(refresh)
+            try:
+                await asyncio.to_thread(refresh)
+                said = ""
+            except Exception as error:
+                # Once for each problem, not every two seconds as long as it lasts.
+                if said != repr(error):
+                    log.exception("files could not be looked at, the last good ones stay")
+                said = repr(error)
             await asyncio.sleep(_REFRESH_SECONDS)
 
     task = asyncio.create_task(keep_on())

@@ -76,6 +76,8 @@ class Sealer:
     async def seal(self, pipeline: Pipeline, event: Mapping[str, Any]) -> dict[str, Any]:
         """The event with digests in place of its sensitive values; absent and null ones stay so.
 
+        An event with more ``argon2id`` values than may ever be waited for is taken when no other waits.
+
         Raises:
             BusyError: too many digests are waited for.
         """
@@ -86,7 +88,7 @@ class Sealer:
             sealed[name] = self._hmac(self._pepper(), f"{pipeline.name}/{name}", event[name]).hex()
         if not slow:
             return sealed
-        if self._waiting + len(slow) > self._settings.seal_queue:
+        if self._waiting and self._waiting + len(slow) > self._settings.seal_queue:
             raise BusyError(math.ceil(self._waiting * self._seconds / self._settings.seal_threads))
         self._waiting += len(slow)
         SEALING.set(self._waiting)

@@ -255,7 +255,7 @@ def _plan(admin: AdminClient, kafka: KafkaSettings, pipelines: Mapping[str, Pipe
     if kafka.credentials is not None:
         everyone.append(User("admin", read_secret(kafka.credentials / "username"), None))
     # Rights first: a client that can log in and may not yet produce takes that as final.
-    _plan_rights(admin, rights(everyone, pipelines.values()), made)
+    _plan_rights(admin, rights(everyone, pipelines.values()), everyone, made)
     _plan_users(admin, kafka, users, made)
     _plan_topics(admin, pipelines.values(), kafka.replication_factor, made)
     return made
@@ -301,7 +301,24 @@ def _can_log_in(kafka: KafkaSettings, user: User) -> bool:
     return True
 
 
-def _plan_rights(admin: AdminClient, wanted: list[AclBinding], made: Plan) -> None:
+def surplus(present: Iterable[AclBinding], wanted: Iterable[AclBinding], users: Iterable[User]) -> list[AclBinding]:
+    """What these users may do though nothing declared needs it, in a fixed order.
+
+    It is about nobody else, and not about the admin, who may do anything without being told so, or has rights from
+    whoever runs an external Kafka. What is denied was never Levada's and stays.
+    """
+    ours = {f"User:{user.name}" for user in users if user.client != "admin"}
+    ours -= {f"User:{user.name}" for user in users if user.client == "admin"}
+    needed = set(wanted)
+    found = (
+        acl
+        for acl in present
+        if acl.principal in ours and acl.permission_type is AclPermissionType.ALLOW and acl not in needed
+    )
+    return sorted(found, key=lambda acl: (acl.principal, acl.restype.name, acl.name, acl.operation.name, acl.host))
+
+
+def _plan_rights(admin: AdminClient, wanted: list[AclBinding], users: list[User], made: Plan) -> None:
     if not wanted:
         return
     everything = AclBindingFilter(
@@ -316,10 +333,31 @@ def _plan_rights(admin: AdminClient, wanted: list[AclBinding], made: Plan) -> No
         def make(admin: AdminClient, binding: AclBinding = binding) -> None:
             _results(admin.create_acls([binding], request_timeout=_REQUEST_SECONDS))
 
-        kind = "cluster" if binding.restype is ResourceType.BROKER else binding.restype.name.lower()
-        made.changes.append(
-            Change(f"{binding.principal}: allow {binding.operation.name} on {kind} {binding.name}", make)
-        )
+        made.changes.append(Change(f"{binding.principal}: allow {_right(binding)}", make))
+    # A user of an external Kafka may have rights that others gave it, and nothing tells them from ours.
+    foreign = {f"User:{user.name}" for user in users if user.password is None}
+    for binding in surplus(present, wanted, users):
+        if binding.principal in foreign:
+            made.kept.append(
+                f"{binding.principal}: may {_right(binding)}, though nothing declared needs it; "
+                "take it back by hand if nobody else does"
+            )
+            continue
+
+        def take_back(admin: AdminClient, binding: AclBinding = binding) -> None:
+            exactly = AclBindingFilter(
+                binding.restype, binding.name, binding.resource_pattern_type, binding.principal, binding.host,
+                binding.operation, binding.permission_type,
+            )  # fmt: skip
+            _results(admin.delete_acls([exactly], request_timeout=_REQUEST_SECONDS))
+
+        made.changes.append(Change(f"{binding.principal}: no longer allow {_right(binding)}", take_back))
+
+
+def _right(binding: AclBinding) -> str:
+    kind = "cluster" if binding.restype is ResourceType.BROKER else binding.restype.name.lower()
+    every = "…" if binding.resource_pattern_type is ResourcePatternType.PREFIXED else ""
+    return f"{binding.operation.name} on {kind} {binding.name}{every}"
 
 
 def _plan_topics(admin: AdminClient, pipelines: Iterable[Pipeline], replicas: int, made: Plan) -> None:

@@ -11,7 +11,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from levada.config import KafkaSettings
 from levada.errors import UserError
 from levada.pipeline import Pipeline
 from levada.stream.dead import MAX_BYTES, REPLAYED
+from levada.stream.source import Source, SourceError
 
 _SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.2
@@ -42,6 +44,8 @@ class Letter:
     message: Message
     headers: tuple[tuple[str, bytes], ...]
     replayed: bool = False
+    earlier: bool = False
+    """Its place is one of a topic of that name that was deleted since."""
 
     @property
     def value(self) -> bytes | None:
@@ -99,6 +103,7 @@ class Letters:
     """The dead-letter topic of one pipeline; needs a client that may read it and write to the topic."""
 
     def __init__(self, kafka: KafkaSettings, pipeline: Pipeline) -> None:
+        self._kafka = kafka
         self._client = {**kafka.client(), "logger": logging.getLogger("librdkafka")}
         self._pipeline = pipeline
         self._topic = pipeline.dead_topic
@@ -108,15 +113,19 @@ class Letters:
 
         At most ``limit`` letters are held in memory, whatever the topic has.
         """
+        try:
+            current = self._topic_id()
+        except SourceError:
+            current = ""  # There is none just now; its letters are there.
         letters: dict[Place, Letter] = {}
         more = False
         for message, is_record in self._messages():
             key = _key(message)
             if is_record:
                 if key in letters:
-                    letters[key] = Letter(message=letters[key].message, headers=letters[key].headers, replayed=True)
+                    letters[key] = replace(letters[key], replayed=True)
                 continue
-            letter = Letter(message, _headers(message))
+            letter = _letter(message, current)
             if rule is not None and letter.rule != rule:
                 continue
             letters.pop(key, None)  # the copy that came last says when
@@ -128,46 +137,59 @@ class Letters:
         return sorted(letters.values(), key=lambda letter: letter.message.timestamp()[1], reverse=True), more
 
     def at(self, place: str) -> Letter:
-        """The letter of the event at this partition and offset.
+        """The letter of the event at this partition and offset of the topic.
+
+        If the topic has none, it is the newest of an earlier topic of that name.
 
         Raises:
             LettersError: there is none.
+            SourceError: there is no such topic, or Kafka does not answer.
         """
-        found = None
+        found, current = None, self._topic_id()
         for message, is_record in self._messages():
-            if not is_record and (letter := Letter(message, _headers(message))).place == place:
+            if is_record or (letter := _letter(message, current)).place != place:
+                continue
+            if found is None or _likelier(letter) >= _likelier(found):
                 found = letter
         if found is None:
             raise LettersError(f"topic {self._topic} holds no letter of {place}: see levada dead list")
         return found
 
-    def replay(self, place: str | None = None, rule: str | None = None) -> int:
-        """Send events to the topic again: of one place, of one rule, or all; how many there were.
+    def replay(self, place: str | None = None, rule: str | None = None) -> tuple[int, int]:
+        """Send events to the topic again: of one place, of one rule, or all.
 
         An event goes under its own id, key and time, to the partition that it had. One that was replayed before is
         left out, unless it is asked for by its place.
 
+        Returns:
+            How many there were, and how many of them were letters of an earlier topic of that name.
+
         Raises:
             LettersError: there is no letter of that place, or Kafka did not take an event. What it took is recorded.
+            SourceError: there is no such topic, or Kafka does not answer.
         """
-        done: set[Place] = set()
-        if place is None:
-            done = {_key(message) for message, is_record in self._messages() if is_record}
         sender = _Sender(self._client, self._pipeline)
-        count = 0
+        if place is not None:
+            letter = self.at(place)
+            sender.add(letter)
+            sender.flush()
+            return 1, int(letter.earlier)
+        current = self._topic_id()
+        done = {_key(message) for message, is_record in self._messages() if is_record}
+        count = earlier = 0
         for message, is_record in self._messages():
-            letter = Letter(message, _headers(message))
-            if is_record or letter.key in done:
-                continue
-            if (place is not None and letter.place != place) or (rule is not None and letter.rule != rule):
+            letter = _letter(message, current)
+            if is_record or letter.key in done or (rule is not None and letter.rule != rule):
                 continue
             done.add(letter.key)
             sender.add(letter)
-            count += 1
+            count, earlier = count + 1, earlier + letter.earlier
         sender.flush()
-        if place is not None and not count:
-            raise LettersError(f"topic {self._topic} holds no letter of {place}: see levada dead list")
-        return count
+        return count, earlier
+
+    def _topic_id(self) -> str:
+        with closing(Source(self._kafka, self._pipeline)) as source:
+            return source.topic().id
 
     def _messages(self) -> Iterator[tuple[Message, bool]]:
         """All there is in the topic now, and whether each is the record of a replay."""
@@ -294,6 +316,17 @@ class _Sender:
 
 def _headers(message: Message) -> tuple[tuple[str, bytes], ...]:
     return tuple((name, value or b"") for name, value in message.headers() or ())
+
+
+def _letter(message: Message, current: str) -> Letter:
+    """The letter in a message; ``current`` is the id of the topic as it is now, empty if that is not known."""
+    letter = Letter(message, _headers(message))
+    return replace(letter, earlier=bool(current) and letter.key[0] not in ("", current))
+
+
+def _likelier(letter: Letter) -> tuple[bool, int]:
+    """What decides which of the letters of one place is meant."""
+    return not letter.earlier, letter.message.timestamp()[1]
 
 
 def _key(message: Message) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ConfigResource,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from levada.ingest import topics
 from levada.pipeline import Pipeline, parse_pipeline
@@ -120,10 +130,35 @@ def test_a_plan_is_what_apply_then_does(kafka: Brokers) -> None:
     assert (todo.changes, len(todo.refused)) == ([], 2)
     with pytest.raises(topics.TopicsError, match="grown has 4 partitions, the declaration asks for 3"):
         apply(kafka, declared)
-    kept = plan(kafka).kept
-    assert [line.partition(":")[0] for line in kept] == ["topic grown", "topic grown.dead"]
+    foreign = AclBinding(
+        ResourceType.TOPIC, "grown", ResourcePatternType.LITERAL, "User:somebody", "*", AclOperation.READ,
+        AclPermissionType.ALLOW,
+    )  # fmt: skip
+    for future in kafka.admin.create_acls([foreign]).values():
+        future.result()
+    until(lambda: "User:somebody" in allowed(kafka, "grown"), 30, "a right of somebody else")
+    ours = {"User:admin", "User:collector", "User:loader", "User:sink"}
+    assert allowed(kafka, "grown") == {*ours, "User:somebody"}
+    todo = plan(kafka)
+    assert [line.partition(":")[0] for line in todo.kept] == ["topic grown", "topic grown.dead"]
+    taken = [change.what for change in todo.changes]
+    assert "User:sink: no longer allow WRITE on topic grown.dead" in taken
+    assert all(re.fullmatch(r"User:\w+: no longer allow [A-Z]+ on topic grown(\.dead)?", line) for line in taken)
+    apply(kafka)
+    # The admin may do anything anyway.
+    until(lambda: allowed(kafka, "grown") == {"User:admin", "User:somebody"}, 30, "the end of the rights")
+    until(lambda: not plan(kafka).changes, 30, "each broker's word of it")
+    assert kafka.produce("collector", "grown", b"1") == "TOPIC_AUTHORIZATION_FAILED"
     for future in kafka.admin.delete_topics(["grown", "grown.dead"]).values():
         future.result()
+
+
+def allowed(kafka: Brokers, topic: str) -> set[str]:
+    """Who may do anything with a topic that is named in the right."""
+    named = AclBindingFilter(
+        ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.ANY
+    )
+    return {binding.principal for binding in kafka.admin.describe_acls(named).result()}
 
 
 @pytest.mark.row(9, process=True)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import Any
+import pickle
+import re
+from dataclasses import replace
+from typing import Any, Literal
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from levada.cli.main import app
 from levada.config import Settings, required
 from levada.ingest import screen as module
 from levada.ingest.review import ReviewError, Reviews
@@ -92,8 +97,9 @@ def test_review(client: httpx.Client, kafka: MockKafka, reviews: Reviews) -> Non
     reviews.decide(["stay"], "rejected", by="ben", note="")
     held = {each.event_id: each for each in reviews.held()}
     assert [held[name].state for name in ("go", "stay", "wait")] == ["released", "rejected", "waiting"]
-    [decision] = held["go"].decisions
-    assert (decision.by, decision.note, decision.at > held["go"].since) == ("ann", "asked by phone", True)
+    assert [decision.state for decision in held["go"].decisions] == ["release", "released"]
+    for decision in held["go"].decisions:
+        assert (decision.by, decision.note, decision.at > held["go"].since) == ("ann", "asked by phone", True)
     [released] = [m for m in kafka.messages("screened") if dict(m.headers())["event-id"] in (b"go", b"stay", b"wait")]
     [first, _] = [
         m for m in kafka.messages("screened.review")
@@ -114,16 +120,112 @@ def test_review(client: httpx.Client, kafka: MockKafka, reviews: Reviews) -> Non
     assert before == (len(kafka.messages("screened")), len(kafka.messages("screened.review")))
 
 
-def test_a_release_that_was_cut_off_is_done_again(client: httpx.Client, kafka: MockKafka, reviews: Reviews) -> None:
-    post(client, "cut-off", event(amount=5000))
-    event_, decision = reviews._event, reviews._decision
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reviews, "_decision", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            reviews.decide(["cut-off"], "released", by="ann", note="")
-    assert (event_, decision) == (reviews._event, reviews._decision)
-    reviews.decide(["cut-off"], "released", by="ann", note="")
-    assert ids(kafka, "screened").count("cut-off") == 2  # one id: the lake drops the second
+@pytest.mark.parametrize("before", ["_event", "_record"])
+def test_a_release_that_was_cut_off_is_seen_and_done_again(
+    client: httpx.Client, kafka: MockKafka, reviews: Reviews, settings: Settings, before: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Before the event went on, and before it was recorded that it did."""
+    event_id = f"cut-off{before}"
+    post(client, event_id, event(amount=5000))
+    made = getattr(reviews, before)
+
+    def cut(*arguments: Any) -> Any:
+        return 1 / 0 if before == "_event" or arguments[1] == "released" else made(*arguments)
+
+    monkeypatch.setattr(reviews, before, cut)
+    with pytest.raises(ZeroDivisionError):
+        reviews.decide([event_id], "released", by="ann", note="")
+    monkeypatch.undo()
+    assert state_of(reviews, event_id) == "releasing"
+    assert ids(kafka, "screened").count(event_id) == (0 if before == "_event" else 1)
+    assert settings.kafka is not None
+    monkeypatch.setenv("LEVADA_KAFKA__BOOTSTRAP", settings.kafka.bootstrap)
+    monkeypatch.setenv("LEVADA_KAFKA__PROTOCOL", "PLAINTEXT")
+    monkeypatch.setenv("LEVADA_PIPELINES", str(settings.pipelines))
+    listed = CliRunner().invoke(app, ["review", "list", "screened"]).output
+    assert re.search(rf"{event_id} +releasing ", listed)
+    assert "of them cut off in their release: release them again" in listed
+    with pytest.raises(ReviewError, match="was released by ann"):
+        reviews.decide([event_id], "rejected", by="ben", note="")
+    reviews.decide([event_id], "released", by="ben", note="")
+    # One id: the lake drops the second.
+    assert ids(kafka, "screened").count(event_id) == (1 if before == "_event" else 2)
+    assert state_of(reviews, event_id) == "released"
+    with pytest.raises(ReviewError, match="was released by ann"):
+        reviews.decide([event_id], "released", by="ben", note="")
+
+
+def state_of(reviews: Reviews, event_id: str) -> str:
+    return next(held.state for held in reviews.held() if held.event_id == event_id)
+
+
+@pytest.mark.parametrize("other", ["rejected", "released"])
+def test_of_two_who_decide_at_once_the_first_in_the_topic_is_right(
+    client: httpx.Client, kafka: MockKafka, reviews: Reviews, settings: Settings,
+    other: Literal["released", "rejected"], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ann has looked, and then Ben, who looks later, is quicker."""
+    both, alone = f"both-{other}", f"alone-{other}"
+    for event_id in (both, alone):
+        post(client, event_id, event(amount=5000))
+    produce, ben = (
+        reviews._produce,
+        Reviews(required(settings.kafka, ""), load_pipeline(settings.pipelines, "screened")),
+    )
+
+    def after_ben(messages: Any) -> Any:
+        monkeypatch.undo()
+        ben.decide([both], other, by="ben", note="")
+        return produce(messages)
+
+    monkeypatch.setattr(reviews, "_produce", after_ben)
+    with pytest.raises(ReviewError, match=f"event {both} was {other} by ben"):
+        reviews.decide([both, alone], "released", by="ann", note="")
+    assert ids(kafka, "screened").count(both) == (1 if other == "released" else 0)  # Ben's
+    assert ids(kafka, "screened").count(alone) == 1
+    assert (state_of(reviews, both), state_of(reviews, alone)) == (other, "released")
+
+
+def test_no_clock_says_which_decision_was_first(client: httpx.Client, reviews: Reviews) -> None:
+    post(client, "clocks", event(amount=5000))
+    held = next(held for held in reviews.held() if held.event_id == "clocks")
+    ahead = reviews._record(held, "rejected", "ben", "")
+    ahead["headers"] = list((dict(ahead["headers"]) | {"decided-at": "2999-01-01T00:00:00+00:00"}).items())
+    reviews._produce([ahead])
+    reviews._produce([reviews._record(held, "release", "ann", "")])
+    assert state_of(reviews, "clocks") == "rejected"
+
+
+def test_values_are_not_kept_in_memory(client: httpx.Client, kafka: MockKafka, reviews: Reviews) -> None:
+    """However large an event is, it takes the same; and of two in one partition the one that is meant goes on."""
+    amounts = {"large1": 5001.0, "large2": 5002.0}
+    for event_id, amount in amounts.items():
+        post(client, event_id, event(amount=amount, user="u" * 8000))
+    held = {each.event_id: each for each in reviews.held()}
+    assert len(pickle.dumps(held["large1"])) < 1000
+    reviews.decide(["large2", "large1"], "released", by="ann", note="")
+    released = {dict(m.headers())["event-id"].decode(): json.loads(m.value()) for m in kafka.messages("screened")}
+    assert {event_id: released[event_id]["amount"] for event_id in amounts} == amounts
+
+
+def test_an_event_that_is_kept_no_longer_is_named(
+    client: httpx.Client, kafka: MockKafka, reviews: Reviews, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post(client, "gone", event(amount=5000, user="u12"))
+    post(client, "after", event(amount=5000, user="u12"))
+    read = reviews._read
+
+    def late(log: Any) -> Any:
+        """As if the topic began behind the event by the time its value is fetched."""
+        found = read(log)
+        found.events["gone"] = replace(found.events["gone"], offset=10**6)
+        return found
+
+    monkeypatch.setattr(reviews, "_read", late)
+    with pytest.raises(ReviewError, match=r"screened\.review does not keep event gone any longer"):
+        reviews.decide(["gone"], "released", by="ann", note="")
+    assert "gone" not in ids(kafka, "screened")
 
 
 def test_no_screen_no_review(settings: Settings) -> None:

@@ -167,6 +167,24 @@ def test_the_queue_is_bounded_and_says_when() -> None:
     assert outcomes[4].retry_after >= 1
 
 
+def test_an_event_with_more_digests_than_the_queue_has_places_is_taken_alone() -> None:
+    fields = {f"pin{number}": {"type": "string", "sensitive": "argon2id"} for number in range(3)}
+    many, event = parse_pipeline({"fields": fields}, "many"), dict.fromkeys(fields, "0000")
+
+    async def both() -> list[object]:
+        small = sealer(seal_queue=2)
+        outcomes = await asyncio.gather(*(small.seal(many, event) for _ in range(2)), return_exceptions=True)
+        again = await small.seal(many, event)
+        small.close()
+        return [*outcomes, again]
+
+    first, second, again = asyncio.run(both())
+    assert isinstance(second, BusyError)
+    for sealed in (first, again):
+        assert isinstance(sealed, dict)
+        assert all(value.startswith("$argon2id$") for value in sealed.values())
+
+
 def test_other_pipelines_do_not_feel_it(tmp_path: Path, kafka: MockKafka) -> None:
     """At the default cost, with the queue full all the time."""
     (tmp_path / "pepper").write_text(PEPPER)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from confluent_kafka.admin import AclOperation, ResourcePatternType, ResourceType
+from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 
 from levada.config import KafkaSettings
 from levada.ingest import topics
-from levada.ingest.topics import Plan, TopicsError, User, rights, specs, users_in
+from levada.ingest.topics import Plan, TopicsError, User, rights, specs, surplus, users_in
 from levada.pipeline import Pipeline, parse_pipeline
 
 if TYPE_CHECKING:
@@ -109,6 +109,43 @@ def test_logged_predictions_have_topics_that_the_predictor_writes_and_the_sink_r
     }
 
 
+def acl(principal: str, name: str = "iris", operation: str = "READ", **more: Any) -> AclBinding:
+    given = {
+        "kind": ResourceType.TOPIC,
+        "pattern": ResourcePatternType.LITERAL,
+        "permission": "ALLOW",
+        "host": "*",
+    } | more
+    return AclBinding(
+        given["kind"], name, given["pattern"], principal, given["host"], AclOperation[operation],
+        AclPermissionType[given["permission"]],
+    )  # fmt: skip
+
+
+def test_a_right_that_is_not_declared_any_more_is_surplus() -> None:
+    users = [User(client, client, "x") for client in ("collector", "sink")]
+    before = rights(users, [pipeline(), parse_pipeline({"fields": FIELDS}, "wine")])
+    wanted = rights(users, [pipeline()])
+    assert surplus(wanted, wanted, users) == []
+    assert {(each.principal, each.name) for each in surplus(before, wanted, users)} == {
+        ("User:collector", "wine"), ("User:sink", "wine"), ("User:sink", "wine.dead"),
+    }  # fmt: skip
+    # The same right for one address, or for all names that begin so, is another one.
+    others = [acl("User:sink", host="10.0.0.1"), acl("User:sink", pattern=ResourcePatternType.PREFIXED)]
+    assert set(surplus([*wanted, *others], wanted, users)) == set(others)
+
+
+def test_rights_of_others_are_nobodys_surplus() -> None:
+    users = [User("sink", "sink", "x"), User("loader", "root", "x"), User("admin", "root", None)]
+    wanted = rights(users, [pipeline()])
+    others = [
+        acl("User:somebody"), acl("User:sink2"), acl("User:*"), acl("User:broker", "*", "ALL"), acl("Group:sink"),
+        acl("User:root", "*", "ALL"),  # the admin, though it is the loader too
+        acl("User:sink", "wine", permission="DENY"),
+    ]  # fmt: skip
+    assert surplus([*wanted, *others], wanted, users) == []
+
+
 def test_users_are_read_from_folders(tmp_path: Path) -> None:
     assert users_in(tmp_path / "none") == []
     for client in ("sink", "..data"):
@@ -147,6 +184,41 @@ def done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
+
+
+class WithRights(Admin):
+    """Kafka's admin API with rights in it."""
+
+    def __init__(self, present: list[AclBinding]) -> None:
+        super().__init__(3, "7d")
+        self.present = present
+
+    def describe_acls(self, _: Any, **__: Any) -> Future[list[AclBinding]]:
+        return done(self.present)
+
+
+@pytest.mark.parametrize("password", ["x", None])
+def test_surplus_rights_are_taken_back_where_the_user_is_ours(password: str | None) -> None:
+    """Of a user that an external Kafka made it is not known who gave it what."""
+    users = [User("sink", "s", password)]
+    wanted = rights(users, [pipeline()])
+    old = acl("User:s", "levada-old-", kind=ResourceType.GROUP, pattern=ResourcePatternType.PREFIXED)
+    admin, made = WithRights([*wanted, old, acl("User:somebody")]), Plan()
+    topics._plan_rights(cast("AdminClient", admin), wanted, users, made)
+    assert made.as_declared == len(wanted)
+    if password is None:
+        assert made.changes == []
+        (line,) = made.kept
+        assert line.startswith("User:s: may READ on group levada-old-…, though nothing declared needs it")
+        return
+    assert made.kept == []
+    (change,) = made.changes
+    assert change.what == "User:s: no longer allow READ on group levada-old-…"
+    change.make(cast("AdminClient", admin))
+    ((call, exactly),) = admin.calls
+    names = ("restype", "name", "resource_pattern_type", "principal", "host", "operation", "permission_type")
+    assert call == "delete_acls"
+    assert [getattr(exactly, name) for name in names] == [getattr(old, name) for name in names]
 
 
 def planned(admin: Admin, wanted: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Plan:

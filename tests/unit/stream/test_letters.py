@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from levada.cli.main import app
 from levada.stream.letters import Letters, LettersError, printable
+from levada.stream.source import Source, SourceError, Topic
 
 from .rig import SMALL, Rig, read, run
 
@@ -66,15 +67,15 @@ def test_a_replayed_event_is_one_row_with_its_own_id_and_time(rig: Rig) -> None:
     refused(rig)
     run(rig, 10)
     rig.declare({**SMALL, "fields": {**SMALL["fields"], "n": {"type": "long"}}})  # the rule is mended
-    assert letters_of(rig).replay(rule="n BETWEEN 0 AND 100000") == 3
-    assert letters_of(rig).replay(rule="n BETWEEN 0 AND 100000") == 0  # recorded
+    assert letters_of(rig).replay(rule="n BETWEEN 0 AND 100000") == (3, 0)
+    assert letters_of(rig).replay(rule="n BETWEEN 0 AND 100000") == (0, 0)  # recorded
     assert {letter.event_id for letter in letters_of(rig).newest(9)[0] if letter.replayed} == {
         "high-0",
         "high-1",
         "high-2",
     }
     place = next(letter.place for letter in letters_of(rig).newest(9)[0] if letter.event_id == "high-1")
-    assert letters_of(rig).replay(place=place) == 1  # by its place again: still one row
+    assert letters_of(rig).replay(place=place) == (1, 0)  # by its place again: still one row
     run(rig, 4)
     assert rig.ids() == {f"good-{n}": 1 for n in range(5)} | {f"high-{n}": 1 for n in range(3)}
     high = [row for row in rig.rows() if row["_event_id"].startswith("high")]
@@ -85,13 +86,47 @@ def test_a_replayed_event_is_one_row_with_its_own_id_and_time(rig: Rig) -> None:
 def test_what_is_still_wrong_comes_back_as_a_letter(rig: Rig) -> None:
     refused(rig)
     run(rig, 10)
-    assert letters_of(rig).replay() == 5
+    assert letters_of(rig).replay() == (5, 0)
     run(rig, 5)
     found, _ = letters_of(rig).newest(100)
     assert sorted(letter.event_id for letter in found) == sorted(["high-0", "high-1", "high-2", "raw", "more"] * 2)
-    assert letters_of(rig).replay() == 5  # of the second refusal, not of the first
+    assert letters_of(rig).replay() == (5, 0)  # of the second refusal, not of the first
     with pytest.raises(LettersError, match="no letter of 7/7"):
         letters_of(rig).replay(place="7/7")
+
+
+def test_a_letter_of_an_earlier_topic_is_told_from_one_of_the_topic_as_it_is_now(rig: Rig) -> None:
+    """Both events were at one partition and offset, of two topics that had one name after another."""
+    rig.send({"n": 200_000}, 0, event_id="before")
+    run(rig, 1)
+    (now,) = letters_of(rig).newest(9)[0]
+    older = dict(now.headers) | {"topic-id": b"topic-0", "event-id": b"older"}
+    rig._producer.produce(rig.pipeline.dead_topic, now.value, headers=list(older.items()))
+    rig._producer.flush(10)
+    found, _ = letters_of(rig).newest(9)
+    assert {(letter.event_id, letter.place, letter.earlier) for letter in found} == {
+        ("before", now.place, False), ("older", now.place, True),
+    }  # fmt: skip
+    assert letters_of(rig).at(now.place).event_id == "before"
+    assert letters_of(rig).replay(place=now.place) == (1, 0)
+    assert letters_of(rig).replay() == (1, 1)  # the older one
+    assert letters_of(rig).replay() == (0, 0)
+    rig.topic = Topic("topic-2", rig.topic.partitions)
+    assert letters_of(rig).replay(place=now.place) == (1, 1)
+
+
+def test_letters_can_be_seen_while_there_is_no_topic(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(rig)
+    run(rig, 10)
+
+    def none(_: Source) -> Topic:
+        raise SourceError("topic p does not exist: run levada topics apply")
+
+    monkeypatch.setattr(Source, "topic", none)
+    found, _ = letters_of(rig).newest(9)
+    assert [letter.earlier for letter in found] == [False] * 5
+    with pytest.raises(SourceError, match="does not exist"):
+        letters_of(rig).replay()
 
 
 def test_an_event_without_a_time_keeps_when_kafka_got_it(rig: Rig) -> None:
@@ -125,3 +160,9 @@ def test_commands(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(app, ["dead", "replay", rig.pipeline.name]).exit_code == 2
     replayed = CliRunner().invoke(app, ["dead", "replay", rig.pipeline.name, place])
     assert replayed.output == f"1 sent to topic {rig.pipeline.name} again\n"
+    rig.topic = Topic("topic-2", rig.topic.partitions)
+    assert "(of an earlier topic)" in CliRunner().invoke(app, ["dead", "list", rig.pipeline.name]).output
+    shown = CliRunner().invoke(app, ["dead", "show", rig.pipeline.name, place])
+    assert shown.output.startswith("(of an earlier topic of that name, deleted since)\n")
+    replayed = CliRunner().invoke(app, ["dead", "replay", rig.pipeline.name, place])
+    assert replayed.output.endswith("again, 1 of them from an earlier topic of that name, deleted since\n")
