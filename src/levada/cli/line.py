@@ -32,9 +32,21 @@ def in_cluster(command: list[str], cluster: str, context: str | None, namespace:
     """Run a command in a pod of the release, print what it prints and end as it ends."""
     from levada.line import remote
 
-    output, code = remote.run(_target(cluster, context, namespace), command, timeout=timeout)
-    typer.echo(output, nl=False)
-    raise typer.Exit(code)
+    _end_as(remote.run(_target(cluster, context, namespace), command, timeout=timeout))
+
+
+def in_gate(
+    pipeline: str, command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float
+) -> NoReturn:
+    """The same in a pod that has the gate's key."""
+    from levada.line import remote
+
+    _end_as(remote.run_gate(_target(cluster, context, namespace), pipeline, command, timeout=timeout))
+
+
+def _end_as(done: tuple[str, int]) -> NoReturn:
+    typer.echo(done[0], nl=False)
+    raise typer.Exit(done[1])
 
 
 def up(
