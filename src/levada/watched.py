@@ -29,7 +29,7 @@ class Shadowed:
     labelled: _Count = 0
     """Of them, those whose label has come."""
     value: float | None = None
-    """The gate's metric of the challenger on the labelled ones; None where it needs all probabilities, or none came."""
+    """The gate's metric of the challenger on the labelled ones; None where it needs more than there is."""
     champion_value: float | None = None
     """The same of the champion."""
 
@@ -47,13 +47,14 @@ class Watched:
     labelled: _Count = 0
     """Of the rows, those whose label has come."""
     value: float | None = None
-    """The metric on the labelled rows; None while they are too few."""
+    """The metric on the labelled rows; None while they are too few, or all one number and the metric is R²."""
     frozen_value: float | None = None
     """The metric on the frozen evaluation set."""
     calibration: float | None = None
     """Expected calibration error on the labelled rows."""
     drift: dict[str, float] = field(default_factory=dict)
-    """Field → population stability index against the champion's training data; the label's is of what was predicted."""
+    """Field → population stability index against the rows there were when the champion was trained; the label's is of
+    what was predicted."""
     bound: float = 0.0
     """The index above which a field raises the alarm, if chance does not explain it."""
     alarms: tuple[str, ...] = ()

@@ -36,11 +36,22 @@ def in_cluster(
 
     target = _target(cluster, context, namespace)
     if logged:
-        output, code = remote.run(target, command, timeout=timeout)
-    else:
-        output, code = remote.run_unlogged(target, command, timeout=timeout), 0
-    typer.echo(output, nl=False)
-    raise typer.Exit(code)
+        _end_as(remote.run(target, command, timeout=timeout))
+    _end_as((remote.run_unlogged(target, command, timeout=timeout), 0))
+
+
+def in_gate(
+    pipeline: str, command: list[str], cluster: str, context: str | None, namespace: str, *, timeout: float
+) -> NoReturn:
+    """The same in a pod that has the gate's key."""
+    from levada.line import remote
+
+    _end_as(remote.run_gate(_target(cluster, context, namespace), pipeline, command, timeout=timeout))
+
+
+def _end_as(done: tuple[str, int]) -> NoReturn:
+    typer.echo(done[0], nl=False)
+    raise typer.Exit(done[1])
 
 
 def up(

@@ -1,4 +1,7 @@
-"""Processes of the model's life: train, evaluate, promote, watch, roll back, replay, serve."""
+"""Processes of the model's life: train, evaluate, promote, watch, roll back, replay, serve.
+
+What a person decides, an approval or a roll-back, runs in the cluster if it is asked for outside of a pod.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from levada.batch import SKIP_EXIT_CODE
+from levada.cli.line import Cluster, Context, Namespace, in_gate
+from levada.config import required, settings
 from levada.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
 
 NOT_PROMOTED: Final = 3
 """Exit code of an approval after which the version does not serve, because the gate or the champion changed."""
+
+_PROMOTE_SECONDS: Final = 960.0
+_ROLLBACK_SECONDS: Final = 360.0
 
 Run = Annotated[str, typer.Option(help="Id of the DAG run; the same id gives the same version.")]
 By = Annotated[str, typer.Option(help="Who decides.", envvar="LEVADA_APPROVER", show_default="the user's name")]
@@ -39,9 +47,9 @@ def train(run: Run) -> None:
     from levada.registry.errors import NotEnoughData
     from levada.registry.train import train as start
 
-    settings, pipeline = _this_pipeline()
+    here, pipeline = _this_pipeline()
     try:
-        start(settings, pipeline, run)
+        start(here, pipeline, run)
     except NotEnoughData as error:
         print(f"levada: {error}", file=sys.stderr)
         raise typer.Exit(SKIP_EXIT_CODE) from None
@@ -51,8 +59,8 @@ def evaluate(run: Run) -> None:
     """Judge the version that a run registered, as promote would, and write nothing but the report."""
     from levada.registry.evaluate import evaluate as start
 
-    settings, pipeline = _this_pipeline()
-    verdict = start(settings, pipeline, run)
+    here, pipeline = _this_pipeline()
+    verdict = start(here, pipeline, run)
     for line in (verdict.outcome, *verdict.reasons):
         print(line)
 
@@ -63,19 +71,27 @@ def promote(
         str | None, typer.Option(metavar="WHY", help="Let a version serve that needs approval, and why.")
     ] = None,
     by: By = "",
+    pipeline: Annotated[
+        str | None, typer.Option(help="Name of the pipeline, where $LEVADA_PIPELINE does not say it.")
+    ] = None,
+    cluster: Cluster = "levada",
+    context: Context = None,
+    namespace: Namespace = "levada",
 ) -> None:
     """Judge the version that a run registered, sign the outcome and let it serve if it earned that.
 
     The exit code is 3 if it was approved and does not serve all the same.
     """
+    approval = None if approve is None else _approval(by, "--approve", approve)
+    here = settings()
+    name = required(pipeline or here.pipeline, "LEVADA_PIPELINE (or --pipeline)")
+    if here.mlflow is None:
+        given = [] if approval is None else [f"--approve={approval.why}", f"--by={approval.by}"]
+        in_gate(name, ["promote", f"--run={run}", *given], cluster, context, namespace, timeout=_PROMOTE_SECONDS)
     from levada.registry.promote import promote as start
 
-    approval = None if approve is None else _approval(by, "--approve", approve)
-    settings, pipeline = _this_pipeline()
-    record = start(settings, pipeline, run, approval)
+    record = start(here, _started(here, name), run, approval)
     print(f"version {record.version}: {record.outcome}: {record.reason}")
-    if record.outcome == "needs approval":
-        print(f"levada: version {record.version} waits for approval: {record.reason}", file=sys.stderr)
     if approval is not None and record.outcome != "promoted":
         raise typer.Exit(NOT_PROMOTED)
 
@@ -90,9 +106,9 @@ def watch(
     from levada.registry.errors import NotEnoughData
     from levada.registry.watch import watch as start
 
-    settings, pipeline = _this_pipeline()
+    here, pipeline = _this_pipeline()
     try:
-        found, waits = start(settings, pipeline)
+        found, waits = start(here, pipeline)
     except NotEnoughData as error:
         print(f"levada: {error}", file=sys.stderr)
         raise typer.Exit(SKIP_EXIT_CODE) from None
@@ -108,14 +124,19 @@ def rollback(
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
     why: Annotated[str, typer.Option(help="Why; it is written into the signed record.")] = "no reason given",
     by: By = "",
+    cluster: Cluster = "levada",
+    context: Context = None,
+    namespace: Namespace = "levada",
 ) -> None:
     """Let the champion before the present one serve again."""
-    from levada.config import settings
+    approval = _approval(by, "--why", why)
+    here = settings()
+    if here.mlflow is None:
+        command = ["rollback", f"--why={approval.why}", f"--by={approval.by}", "--", pipeline]
+        in_gate(pipeline, command, cluster, context, namespace, timeout=_ROLLBACK_SECONDS)
     from levada.process import configure_logging
     from levada.registry.rollback import rollback as start
 
-    approval = _approval(by, "--why", why)
-    here = settings()
     configure_logging(here.log_level)
     print(start(here, pipeline, approval).reason)
 
@@ -125,7 +146,6 @@ def replay(
     version: Annotated[str, typer.Argument(help="Number of the registered version.")],
 ) -> None:
     """Train a version again from its record and say whether the same model comes out; exit code 1 if it does not."""
-    from levada.config import settings
     from levada.process import configure_logging
     from levada.registry.replay import replay as start
 
@@ -161,10 +181,14 @@ def _approval(by: str, option: str, why: str) -> Approval:
 
 
 def _this_pipeline(*, rules: bool = True) -> tuple[Settings, Pipeline]:
-    from levada.config import required, settings
+    here = settings()
+    return here, _started(here, required(here.pipeline, "LEVADA_PIPELINE"), rules=rules)
+
+
+def _started(here: Settings, name: str, *, rules: bool = True) -> Pipeline:
+    """The declaration, once the process logs as all do."""
     from levada.pipeline import load_pipeline
     from levada.process import configure_logging
 
-    here = settings()
     configure_logging(here.log_level)
-    return here, load_pipeline(here.pipelines, required(here.pipeline, "LEVADA_PIPELINE"), rules=rules)
+    return load_pipeline(here.pipelines, name, rules=rules)

@@ -31,10 +31,11 @@ class Airflow:
     def trigger(self, dag: str) -> str:
         """Start a run of the DAG, waiting for the DAG to be parsed first; the run's id."""
         run = f"demo-{uuid.uuid4().hex[:12]}"
-        self._call("GET", dag, retry_statuses=(404, 502, 503))
+        # Airflow may still list a DAG of that name which was taken away before, and does not start it either.
         answer = self._endpoint.request(
-            "POST", f"/api/v2/dags/{dag}/dagRuns", headers=self._headers, json={"dag_run_id": run, "logical_date": None}
-        )
+            "POST", f"/api/v2/dags/{dag}/dagRuns", headers=self._headers, retry_for=120,
+            json={"dag_run_id": run, "logical_date": None}, retry_statuses=(404, 502, 503),
+        )  # fmt: skip
         # 409: an earlier try got through although its answer was lost.
         if answer.status_code not in (200, 201, 409):
             raise LineError(f"Airflow did not start {dag}: {answer.status_code} {answer.text[:300]}")

@@ -12,7 +12,7 @@ from pyiceberg.exceptions import NoSuchTableError
 
 from levada.lake import newest
 from levada.pipeline import MODEL_VERSION, SHADOW
-from levada.registry.compare import Answers, metric
+from levada.registry.compare import Answers, exists, metric
 from levada.registry.data import EVENT_ID, EVENT_TIME, INGESTED_AT, declared_model
 from levada.watched import Shadowed
 
@@ -125,9 +125,10 @@ def shadowed(pipeline: Pipeline, rows: pa.Table, champion: str, challenger: str,
 
 
 def _metric(gate: Gate, truth: NDArray[np.generic], said: NDArray[np.generic]) -> float | None:
-    """The gate's metric of predictions alone; the log loss needs all probabilities, which are not logged."""
+    """The gate's metric of predictions alone, where it exists; the log loss needs probabilities that are not logged."""
     if gate.metric == "log_loss":
         return None
     if gate.metric == "accuracy":
         return float((said.astype(object) == truth.astype(object)).mean())
-    return metric(gate.metric, Answers(truth, said.astype(np.float64).reshape(-1, 1), ()))
+    answers = Answers(truth, said.astype(np.float64).reshape(-1, 1), ())
+    return metric(gate.metric, answers) if exists(gate.metric, answers) else None

@@ -145,7 +145,7 @@ class Book:
                 (ROLLBACK_TAG, ROLLBACK_SIGNATURE_TAG) if record.outcome == "rolled back" else (GATE_TAG, SIGNATURE_TAG)
             )
             for number in about & versions.keys():
-                if versions[number].tags.get(names[1]) != state.signature:
+                if [versions[number].tags.get(name) for name in names] != [state.record, state.signature]:
                     self._tag(number, names, state.record, state.signature)
         if state.champion in versions:
             self.client.set_registered_model_alias(self.name, ALIAS, state.champion)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from levada import evidence
-from levada.evidence import MODEL_FILE, SNAPSHOT_TAG
+from levada.evidence import MODEL_FILE, SNAPSHOT_TAG, EvidenceError
 from levada.pipeline import MODEL_VERSION
 from levada.registry import answered, checks, data, tracking
 from levada.registry.compare import Answers, exists
 from levada.registry.data import declared_model, judged_fields
 from levada.registry.dataset import Dataset, Sides, newer_than, sides
-from levada.registry.errors import TrainingError
+from levada.registry.errors import TrainingError, Unreadable
 from levada.registry.frozen import FROZEN_FILE, Frozen, read_stored
 from levada.registry.gate import Case, Champion
 from levada.registry.record import FROZEN_TAG
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyiceberg.catalog import Catalog
 
-    from levada.pipeline import Pipeline
+    from levada.pipeline import Gate, Pipeline
     from levada.registry.checks import Window
     from levada.watched import Shadowed
 
@@ -39,6 +39,7 @@ BASELINE_FILE: Final = "gate/training.parquet"
 BASELINE_ROWS: Final = 10_000
 """Rows of its snapshot kept beside a version for later comparisons, evenly drawn; a distribution needs no more."""
 _TIMED: Final = 100
+_MEND: Final = "put it back from a backup of MLflow, or let an earlier version serve with levada rollback"
 
 Ask = Callable[[Dataset], Answers]
 
@@ -161,12 +162,8 @@ def gather(
         model = OnnxModel(tracking.download(client, version.run_id, MODEL_FILE))
     except ScoringError as error:
         raise TrainingError(f"version {version.version} of {pipeline.name} cannot be judged: {error}") from error
-    gate = declared_model(pipeline).gate
-    if bool(model.meta.labels) == gate.regression:
-        raise TrainingError(
-            f"version {version.version} of {pipeline.name} predicts a {_kind(model)}, gate.metric {gate.metric} judges "
-            f"{'numbers' if gate.regression else 'classes'}: train again"
-        )
+    if other := unfit(model, declared_model(pipeline).gate):
+        raise TrainingError(f"version {version.version} of {pipeline.name} {other}")
     rows = data.read_at(catalog, pipeline, int(version.tags[SNAPSHOT_TAG]))
     if champion is None:
         split = sides(rows, pipeline)
@@ -191,6 +188,14 @@ def gather(
         shadow=_shadow(catalog, pipeline, standing.version, str(version.version)),
         latency={number: latency(each, found.frozen.rows) for number, each in both.items()},
     )
+
+
+def unfit(model: OnnxModel, gate: Gate) -> str:
+    """Why the gate's metric cannot judge what a model predicts; "" if it can."""
+    if bool(model.meta.labels) != gate.regression:
+        return ""
+    judges = "numbers" if gate.regression else "classes"
+    return f"predicts a {_kind(model)}, gate.metric {gate.metric} judges {judges}: train again"
 
 
 def _kind(model: OnnxModel) -> str:
@@ -235,8 +240,19 @@ class Files:
     """What lies beside the champion, each file only if its digest is the one in the champion's signed report."""
 
     def __init__(self, client: MlflowClient, key: bytes, pipeline: Pipeline, version: Any) -> None:
+        """Read what the champion is compared by.
+
+        Raises:
+            TrainingError: its record or one of its files was changed, or cannot be read.
+        """
         self._client, self._version = client, version
-        self.record = evidence.verify(key, pipeline.name, str(version.version), version.tags)
+        self._name = f"{pipeline.name} version {version.version}"
+        try:
+            self.record = evidence.verify(key, pipeline.name, str(version.version), version.tags)
+        except EvidenceError as error:
+            raise TrainingError(
+                f"the gate's record of {self._name}, the champion, does not hold: {error}; {_MEND}"
+            ) from error
         self.frozen: Frozen | None = None
         self.baseline: Dataset | None = None
         if self.record.report_sha256 is None:
@@ -250,20 +266,32 @@ class Files:
         """One file, if it is the one with this digest.
 
         Raises:
-            TrainingError: it is another.
+            TrainingError: it is another, or cannot be read.
         """
-        raw = tracking.download(self._client, self._version.run_id, path)
+        raw = self._load(path)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise TrainingError(
-                f"{path} of {self._version.name} version {self._version.version} is not the file that was signed: "
-                "somebody changed it; put it back, or let an earlier version serve with levada rollback"
+                f"{path} of {self._name}, the champion, is not the file that was signed: somebody changed it; {_MEND}"
             )
         return raw
+
+    def _load(self, path: str) -> bytes:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return tracking.download(self._client, self._version.run_id, path)
+        except (MlflowException, OSError) as error:  # of each kind of store its own; those of HTTP are OSErrors
+            raise Unreadable(
+                f"{path} of {self._name}, the champion, cannot be read: {error}; if MLflow answers and the file is "
+                f"lost, {_MEND}"
+            ) from error
 
     def model(self, challenger: OnnxModel) -> tuple[OnnxModel | None, str]:
         """The serving model, or why it cannot be asked what the challenger is asked."""
         try:
             model = OnnxModel(self.read(MODEL_FILE, self.record.onnx_sha256))
+        except Unreadable:  # it may be readable again in a minute: that is nothing for a person to decide
+            raise
         except (ScoringError, TrainingError) as error:
             return None, str(error)
         if model.meta.label != challenger.meta.label:

@@ -8,6 +8,7 @@ among many rows every small difference is certain.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -28,6 +29,7 @@ LEAST_ROWS: Final = 20
 """Fewer new rows tell nothing."""
 WORSE: Final = 0.1
 """The champion is said to disagree with new labels when it errs on this much more of them than on the frozen rows."""
+_LARGEST: Final = 1e6
 _PSI_BINS: Final = 10
 _RARE: Final = 5.0
 """Categories expected less often than this are counted together, as the chi-squared test needs."""
@@ -241,7 +243,8 @@ def _agreement(level: float, window: Window, frozen: Answers, answers: Answers, 
     """
     if regression:
         before, after = np.abs(frozen.errors), np.abs(answers.errors)
-        size = float(after.mean() / max(float(before.mean()), np.finfo(np.float64).tiny) - 1)
+        # A champion without any error makes every other one infinitely larger, which no report can hold.
+        size = min(float(after.mean()) / max(float(before.mean()), sys.float_info.min) - 1, _LARGEST)
         chance = float(stats.mannwhitneyu(after, before, alternative="greater").pvalue)
         text = f"champion: its mean error on new rows is {after.mean():.3g}, {before.mean():.3g} on the frozen ones"
     else:

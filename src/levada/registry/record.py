@@ -38,6 +38,8 @@ FROZEN_RUN_TAG: Final = "levada.frozen.run"
 FROZEN_TAG: Final = "levada.frozen.sha256"
 SEED_TAG: Final = "levada.seed"
 IMAGE_TAG: Final = "levada.image"
+IMAGE_DIGEST_TAG: Final = "levada.image.digest"
+UNKNOWN: Final = "unknown"
 SOURCE_TAG: Final = "levada.trainer.sha256"
 _MODEL: Final = ("scikit-learn", "skops", "numpy", "pandas", "skl2onnx", "onnx", "onnxruntime", "mlflow-skinny")
 _EXAMPLE_ROWS: Final = 5
@@ -52,6 +54,15 @@ def environment() -> str:
 def image() -> str:
     """Reference of the image this process runs in, with its digest where the chart was told one."""
     return os.environ.get("LEVADA_IMAGE", "none")
+
+
+def image_digest() -> str:
+    """Digest by which that reference pins the image; :data:`UNKNOWN` where it is a tag alone.
+
+    A process cannot find out which image a tag meant when it was pulled: only Kubernetes knows, and what trains, which
+    runs what users bring, has no rights there.
+    """
+    return image().partition("@")[2] or UNKNOWN
 
 
 def example(fitted: Fitted, rows: Dataset) -> bytes:
@@ -88,6 +99,12 @@ def register(
     from mlflow.exceptions import MlflowException
 
     fitted = trained.fitted
+    if image_digest() == UNKNOWN:
+        context.log.warning(
+            "the image is not pinned by a digest, so the version cannot say which it was: write model.image, or "
+            "batch.trainer.image.digest in the chart's values, with one",
+            image=image(),
+        )
     files = {
         MODEL_FILE: fitted.raw,
         "onnx/meta.json": fitted.model.meta.to_json().encode(),
@@ -106,6 +123,7 @@ def register(
         SOURCE_TAG: contract.source_digest(trainer),
         "levada.version": levada.__version__,
         IMAGE_TAG: image(),
+        IMAGE_DIGEST_TAG: image_digest(),
         FROZEN_RUN_TAG: kept.run_id if kept is not None else "none",
         FROZEN_TAG: kept.frozen.sha256 if kept is not None else "none",
         EVALUATION_TAG: digests[EVALUATION_FILE],

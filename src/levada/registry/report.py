@@ -179,13 +179,13 @@ def _data(report: dict[str, Any], found: Evidence) -> list[str]:
          "<span class='alarm'>alarm</span>" if one["alarm"] else ""]
         for one in report["checks"]
     ]  # fmt: skip
-    parts = ["<h2>New data against the champion's training data</h2>"]
+    parts = ["<h2>New data against the rows there were when the champion was trained</h2>"]
     for feature in found.baseline.features:
         after = found.windows["new"].columns.get(feature.name)
         if after is not None:
             numeric = feature.type in ("double", "long")
             table = counts(found.baseline.columns[feature.name], after, numeric=numeric)
-            parts.append(plots.shares(table, caption=f"{feature.name}: champion's training data (grey), new (blue)"))
+            parts.append(plots.shares(table, caption=f"{feature.name}: rows of then (grey), new (blue)"))
     return [*parts, _table(["window", "what", "size", "p", ""], rows)]
 
 

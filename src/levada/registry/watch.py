@@ -20,8 +20,8 @@ from levada.lake import catalog
 from levada.pipeline import MODEL_VERSION
 from levada.registry import answered, checks
 from levada.registry.book import Book
-from levada.registry.case import Files, only
-from levada.registry.compare import Answers, calibration_error, metric, reliability
+from levada.registry.case import Files, only, unfit
+from levada.registry.compare import Answers, calibration_error, exists, metric, reliability
 from levada.registry.data import declared_model, features_of
 from levada.registry.dataset import Dataset
 from levada.registry.errors import NotEnoughData
@@ -97,13 +97,15 @@ def look(lake: Catalog, pipeline: Pipeline, version: str, files: Files, rows: pa
         return Watched(
             **seen, note=f"{len(own)} predictions are logged, {checks.LEAST_ROWS} are needed to tell anything"
         )
+    champion = OnnxModel(files.read(MODEL_FILE, files.record.onnx_sha256))
+    if other := unfit(champion, gate):
+        return Watched(**seen, note=f"the champion {other}")
     truth = answered.labelled(lake, pipeline, own)
     seen |= {"labelled": len(truth), "shadow": _shadow(pipeline, rows, version, truth)}
-    champion = OnnxModel(files.read(MODEL_FILE, files.record.onnx_sha256))
     there = {feature.name: feature.type for feature in features_of(pipeline)}
     lacking = [f.name for f in champion.meta.features if there.get(f.name) != f.type]
     if files.baseline is None or files.frozen is None:
-        return Watched(**seen, note="the champion has no training data beside it to compare with: train again")
+        return Watched(**seen, note="the champion has no rows beside it to compare with: train again")
     if lacking or champion.meta.label != model.label:
         other = ", ".join(lacking) or champion.meta.label
         return Watched(**seen, note=f"the champion knows another declaration ({other}): train again")
@@ -112,8 +114,11 @@ def look(lake: Catalog, pipeline: Pipeline, version: str, files: Files, rows: pa
     frozen, known = Answers.of(champion, files.frozen.rows), None
     if len(judged) >= checks.LEAST_ROWS:
         known = Answers.of(champion, judged)
-        seen["value"] = metric(gate.metric, known)
-        seen["frozen_value"] = metric(gate.metric, frozen)
+        for name, answers in (("value", known), ("frozen_value", frozen)):
+            if exists(gate.metric, answers):
+                seen[name] = metric(gate.metric, answers)
+            else:
+                seen["note"] = f"{gate.metric} says nothing of {len(answers)} labels that are all the same"
         if not gate.regression:
             seen["calibration"] = calibration_error(reliability(known))
     else:

@@ -15,6 +15,7 @@ import levada
 from levada.http.problem import MEDIA_TYPE, Problem
 from levada.pipeline import Pipeline
 from levada.serving import openapi, v2
+from levada.serving.docs import add_docs
 from levada.serving.loaded import Loaded
 
 _NO_MODEL: dict[int | str, dict[str, Any]] = {503: {"description": "No verified model is loaded yet"}}
@@ -38,7 +39,7 @@ def admin(
         secured: whether predictions need an API key, as the description then says.
         kept: whether they are kept under event ids, as it says too.
     """
-    # No documentation pages: they load scripts from elsewhere.
+    # FastAPI's own documentation pages load scripts from elsewhere.
     app = FastAPI(title=f"{pipeline.name} predictor", version=levada.__version__, docs_url=None, redoc_url=None)
 
     def serving(name: str = pipeline.name, version: str | None = None) -> Loaded:
@@ -113,4 +114,5 @@ def admin(
         return app.openapi_schema
 
     app.openapi = description  # type: ignore[method-assign]
+    add_docs(app)
     return app

@@ -22,7 +22,8 @@ CALIBRATION: Final = Gauge(
 )
 DRIFT: Final = Gauge(
     "levada_model_drift_psi",
-    "Population stability index of logged predictions against the training data; the label's is of what was predicted",
+    "Population stability index of logged predictions against the rows there were when the champion was trained; the "
+    "label's is of what was predicted",
     [*_NAMES, "field"],
 )
 ALARMS: Final = Gauge("levada_model_watch_alarms", "Alarms of the last look at the champion", _NAMES)

@@ -48,6 +48,8 @@ def test_every_version_says_what_it_came_from(line: Line) -> None:
     assert json.loads(tags["levada.gate"]) == report.outcome
     assert tags["levada.snapshot"].isdigit()
     assert tags["levada.table"] == "events.iris"
+    assert tags["levada.image"].endswith("@" + tags["levada.image.digest"])
+    assert tags["levada.image.digest"].startswith("sha256:")
     assert {"levada.run", "levada.trainer", "levada.trainer.sha256", "levada.version", "levada.eval.sha256"} <= set(
         tags
     )

@@ -19,6 +19,7 @@ import pytest
 from levada.line.install import write_values
 from levada.line.target import ready_pods
 from tests.cluster.conftest import wait_for
+from tests.cluster.drills.conftest import levada
 from tests.cluster.serving.custom_metrics import custom_metrics
 from tests.cluster.serving.load import Answers, load
 from tests.cluster.serving.test_predictor import _HERE, instances, version
@@ -96,13 +97,6 @@ version = train.train(here, pipeline, run)
 promote.promote(here, pipeline, run)
 print(json.dumps({"version": version, "at": time.time()}))
 """
-ROLL_BACK = """
-from levada.registry.promote import Approval
-from levada.registry.rollback import rollback
-began = time.time()
-rollback(here, pipeline.name, Approval("test", "drill"))
-print(json.dumps({"at": began}))
-"""
 
 
 @pytest.mark.row(47, part="on two predictors under load")
@@ -115,10 +109,12 @@ def test_promotion_and_rollback(line: Line, in_trainer: InTrainer, two: None) ->
     assert set(found[0].versions) == {before, promoted["version"]}
     everywhere = found[0].last[before] - promoted["at"]
     with asking(line) as found:
-        back: dict[str, Any] = in_trainer(_HERE + ROLL_BACK)
+        began = time.time()
+        said = levada(line, "rollback", "iris", "--why", "a drill", "--by", "test")  # as an operator does, from outside
+        assert f"rolled back from version {promoted['version']} to {before}" in said
         time.sleep(30)
     assert set(found[0].versions) == {before, promoted["version"]}
-    returned = found[0].last[promoted["version"]] - back["at"]
+    returned = found[0].last[promoted["version"]] - began
     print(f"the last old answer {everywhere:.1f} s after the promotion, {returned:.1f} s after the roll back began")
     assert everywhere <= 20
     assert returned <= 30

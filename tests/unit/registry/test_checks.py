@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -23,6 +26,19 @@ def dataset(values: list[float] | np.ndarray, labels: list[str] | None = None, k
 
 def alarms(baseline: Dataset, rows: Dataset) -> set[str]:
     return {one.what for one in check(Drift(), {"new": rows}, baseline) if one.alarm}
+
+
+def test_a_champion_that_never_erred_is_compared_in_numbers_that_a_report_can_hold() -> None:
+    def numbers(truth: float, count: int) -> tuple[Dataset, Answers]:
+        rows = Dataset((Feature("x", "double", True),), "y", {"x": CHANCE.normal(size=count)}, np.full(count, truth))
+        return rows, Answers(rows.labels, np.full((count, 1), 5.0), ())
+
+    (before, frozen), (same, right), (other, wrong) = numbers(5.0, 60), numbers(5.0, 40), numbers(99.0, 40)
+    for rows, answers, alarmed in ((same, right, False), (other, wrong, True)):
+        found = check(Drift(), {"new": rows}, before, frozen, {"new": answers}, regression=True)
+        (one,) = [each for each in found if each.what == "champion"]
+        assert one.alarm == alarmed
+        json.dumps([asdict(each) for each in found], allow_nan=False)
 
 
 def test_psi_is_the_sum_over_bins() -> None:

@@ -98,7 +98,7 @@ def test_onnx_of_other_inputs_is_refused(
         train(settings, redeclared(iris, trainer=own(build)), "a")
 
 
-@pytest.mark.row(45, part="identifiers")
+@pytest.mark.row(45, part="text of which nearly every row has its own, whole numbers that count")
 def test_identifier_columns_are_refused_and_measurements_are_not() -> None:
     chance = random.Random(3)
     fields = {

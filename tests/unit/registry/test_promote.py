@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from levada.config import Settings
 from levada.evidence import ALIAS, GATE_TAG, SIGNATURE_TAG, verify
 from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import tracking
+from levada.registry.case import Files
 from levada.registry.errors import TrainingError
+from levada.registry.evaluate import evaluate
 from levada.registry.promote import Approval, promote
 from levada.registry.train import train
 
@@ -182,9 +185,47 @@ def test_evidence_beside_the_champion_that_was_changed_judges_nobody(
     promote(settings, iris, "a")
     before = tracking.download(client, client.get_model_version("iris", "1").run_id, file)
     tracking.upload(client, client.get_model_version("iris", "1").run_id, {file: before + b" "})
-    with pytest.raises(TrainingError, match=f"{file} of iris version 1 is not the file that was signed"):
+    with pytest.raises(TrainingError, match=f"{file} of iris version 1, the champion, is not the file that was signed"):
         promote(settings, iris, "b")
     assert champion(client) == "1"
+
+
+@pytest.mark.parametrize(
+    "file", ["frozen/rows.parquet", "gate/training.parquet", "gate/report.json", "onnx/model.onnx"]
+)
+def test_what_is_lost_beside_the_champion_is_named_with_what_to_do(
+    file: str, settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
+) -> None:
+    post(iris, rows)
+    for run in ("a", "b"):
+        train(settings, iris, run)
+    promote(settings, iris, "a")
+    folder = client.get_run(client.get_model_version("iris", "1").run_id).info.artifact_uri
+    Path(folder.removeprefix("file://"), file).unlink()
+    for judge in (promote, evaluate):
+        with pytest.raises(TrainingError) as told:
+            judge(settings, iris, "b")
+        assert str(told.value).startswith(f"{file} of iris version 1, the champion, cannot be read: ")
+        assert str(told.value).endswith(
+            "if MLflow answers and the file is lost, put it back from a backup of MLflow, or let an earlier version "
+            "serve with levada rollback"
+        )
+    assert champion(client) == "1"
+    assert GATE_TAG not in client.get_model_version("iris", "2").tags
+
+
+def test_a_champions_record_that_was_damaged_is_told_and_the_one_in_force_is_put_back(
+    settings: Settings, client: MlflowClient, iris: Pipeline, rows: list[Any], post: Post
+) -> None:
+    post(iris, rows)
+    for run in ("a", "b"):
+        train(settings, iris, run)
+    record = promote(settings, iris, "a")
+    client.set_model_version_tag("iris", "1", GATE_TAG, "{}")
+    with pytest.raises(TrainingError, match=r"gate's record of iris version 1, the champion, does not hold: .*put it"):
+        Files(client, b"the key of the gate", iris, client.get_model_version("iris", "1"))
+    assert promote(settings, iris, "b").outcome == "kept"
+    assert client.get_model_version("iris", "1").tags[GATE_TAG] == record.to_json()
 
 
 def test_a_run_without_a_version_says_what_to_run(settings: Settings, iris: Pipeline) -> None:

@@ -72,6 +72,7 @@ def test_the_report_of_a_comparison_has_numbers_plots_and_nothing_from_elsewhere
         "calibration",
         "petal_width",
         "Slices",
+        "New data against the rows there were when the champion was trained",
         "SHA-256",
     ):
         assert said in text

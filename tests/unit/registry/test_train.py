@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from structlog.testing import capture_logs
 
 from levada.config import Settings
 from levada.evidence import EXAMPLE_FILE, EXAMPLE_TAG, MODEL_FILE, RUN_TAG, SNAPSHOT_TAG
@@ -96,7 +97,26 @@ def test_every_file_of_a_version_has_its_digest_and_none_is_a_pickle(
     assert "scikit-learn==" in environment
     assert "python==3." in environment
     assert registered.tags["levada.image"] == "levada/trainer:0.1.0@sha256:ab"
+    assert registered.tags["levada.image.digest"] == "sha256:ab"
     assert registered.tags["levada.seed"] == client.get_run(registered.run_id).data.params["seed"]
+
+
+def test_a_version_from_an_image_with_a_tag_alone_does_not_pretend_to_know_which(
+    settings: Settings,
+    client: MlflowClient,
+    iris: Pipeline,
+    rows: list[Any],
+    post: Post,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LEVADA_IMAGE", "registry.example.com:5000/mine:2")
+    post(iris, rows)
+    with capture_logs() as logged:
+        tags = client.get_model_version("iris", train(settings, iris, "a")).tags
+    assert (tags["levada.image"], tags["levada.image.digest"]) == ("registry.example.com:5000/mine:2", "unknown")
+    (warning,) = [one for one in logged if one["log_level"] == "warning"]
+    assert warning["event"].startswith("the image is not pinned by a digest")
+    assert warning["image"] == tags["levada.image"]
 
 
 def test_a_label_that_came_once_stops_no_training_and_is_on_the_run(

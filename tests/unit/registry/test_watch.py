@@ -13,7 +13,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from levada import lake
 from levada.config import Settings
-from levada.pipeline import Pipeline
+from levada.pipeline import Pipeline, parse_pipeline
 from levada.registry import tracking
 from levada.registry.errors import NotEnoughData
 from levada.registry.promote import Approval, promote
@@ -183,6 +183,76 @@ def test_a_challenger_is_compared_on_what_both_were_asked(
     assert found.shadow.champion_value is not None
     assert found.shadow.value < 0.3 < 0.9 < found.shadow.champion_value
     assert Watched.from_json(found.to_json()) == found
+
+
+RENTS = {
+    "fields": {"size": {"type": "double"}, "rent": {"type": "long"}},
+    "model": {"label": "rent", "gate": {"metric": "r2", "floor": 0.5, "leastRows": 20}},
+}
+
+
+def say(settings: Settings, post: Post, pipeline: Pipeline, asked: Rows, prefix: str, version: str) -> list[str]:
+    """Log what version 1 says to rows under the name of a version; the ids."""
+    client, label = tracking.connect(settings), pipeline.model.label  # type: ignore[union-attr]
+    model = OnnxModel(tracking.download(client, client.get_model_version(pipeline.name, "1").run_id, "onnx/model.onnx"))
+    said = model.predict({name: np.array([row[name] for row in asked], dtype=float) for name in pipeline.features})
+    ids = [f"{prefix}-{number}" for number in range(len(asked))]
+    kept = [
+        {**{name: row[name] for name in pipeline.features}, label: one, "model_version": version, "model_score": None}
+        for row, one in zip(asked, said, strict=True)
+    ]
+    assert pipeline.predictions is not None
+    post(pipeline.predictions, kept, [each + ("/shadow" if version != "1" else "") for each in ids])
+    return ids
+
+
+def rents(count: int) -> Rows:
+    return [{"size": float(size), "rent": int(9 * size)} for size in CHANCE.uniform(20, 120, count)]
+
+
+def test_a_regression_is_watched_by_its_own_metric(settings: Settings, post: Post) -> None:
+    pipeline = parse_pipeline(RENTS, "rents")
+    post(pipeline, rents(300))
+    train(settings, pipeline, "a")
+    assert promote(settings, pipeline, "a").outcome == "promoted"
+    asked = rents(150)
+    post(pipeline, asked, say(settings, post, pipeline, asked, "p", "1"))
+    found, _ = watch(settings, pipeline)
+    assert (found.metric, found.labelled, found.alarms, found.note, found.calibration) == ("r2", 150, (), "", None)
+    assert found.value is not None
+    assert found.value > 0.99
+
+
+def test_r2_says_nothing_of_labels_that_are_all_the_same(settings: Settings, client: MlflowClient, post: Post) -> None:
+    pipeline = parse_pipeline(RENTS, "rents")
+    post(pipeline, rents(300))
+    train(settings, pipeline, "a")
+    promote(settings, pipeline, "a")
+    asked = rents(60)
+    ids = say(settings, post, pipeline, asked, "p", "1")
+    say(settings, post, pipeline, asked, "p", "2")
+    post(pipeline, [{**row, "rent": 500} for row in asked], ids)
+    found, _ = watch(settings, pipeline)
+    assert (found.labelled, found.value) == (60, None)
+    assert found.note == "r2 says nothing of 60 labels that are all the same"
+    assert found.shadow is not None
+    assert (found.shadow.agreement, found.shadow.labelled, found.shadow.value) == (1.0, 60, None)
+    version = client.get_model_version("rents", "1")
+    assert Watched.from_json(version.tags[WATCH_TAG]) == found
+    assert "watch/r2" not in client.get_run(version.run_id).data.metrics
+
+
+def test_a_champion_that_predicts_something_else_than_is_judged_is_told(settings: Settings, post: Post) -> None:
+    chance = {"metric": "accuracy", "floor": 0.5, "leastRows": 20}
+    classes = parse_pipeline({**RENTS, "model": {"label": "rent", "gate": chance}}, "rents")
+    rows = [{**row, "rent": int(row["size"] > 70)} for row in rents(300)]
+    post(classes, rows)
+    train(settings, classes, "a")
+    assert promote(settings, classes, "a").outcome == "promoted"
+    post(classes, rows[:60], say(settings, post, classes, rows[:60], "p", "1"))
+    found, _ = watch(settings, parse_pipeline(RENTS, "rents"))
+    assert found.note == "the champion predicts a class, gate.metric r2 judges numbers: train again"
+    assert (found.rows, found.value, found.alarms) == (60, None, ())
 
 
 def test_one_that_waits_for_a_person_is_told(
