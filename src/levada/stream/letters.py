@@ -20,12 +20,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from levada.config import KafkaSettings
 from levada.errors import UserError
 from levada.pipeline import Pipeline
-from levada.stream.dead import MAX_BYTES, REPLAYED
+from levada.stream.dead import MAX_BYTES, REPLAYED, TRUNCATED
 
 _SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.2
 _BATCH: Final = 500
 _CHARACTERS: Final = 100_000
+_NAMED: Final = 10
 
 Place = tuple[str, int, int]
 """Topic id as the sink saw it (empty in letters without it), partition and offset of an event."""
@@ -45,7 +46,7 @@ class Letter:
 
     @property
     def value(self) -> bytes | None:
-        """The raw bytes of the event; None for a tombstone."""
+        """The raw bytes of the event, or the first of them if it is :attr:`truncated`; None for a tombstone."""
         # An empty value cannot be told from none behind a client that gives both as the same.
         value: bytes | None = self.message.value()
         return value
@@ -74,6 +75,19 @@ class Letter:
     def field(self) -> str:
         """The field that broke it; empty if it was the event as a whole."""
         return self._text("field")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it does not hold its whole event, which was too large for a letter."""
+        return any(name == TRUNCATED for name, _ in self.headers)
+
+    @property
+    def source(self) -> str:
+        """Where the event itself is, as long as Kafka keeps it, and how many bytes it has, if it is truncated."""
+        return (
+            f"topic {self._text('topic')} (topic id {self._text('topic-id')}), partition {self._text('partition')}, "
+            f"offset {self._text('offset')}, {self._text(TRUNCATED)} bytes"
+        )
 
     @property
     def at(self) -> str:
@@ -148,13 +162,15 @@ class Letters:
         left out, unless it is asked for by its place.
 
         Raises:
-            LettersError: there is no letter of that place, or Kafka did not take an event. What it took is recorded.
+            LettersError: there is no letter of that place, Kafka did not take an event, or a letter does not hold its
+                whole event (all others were sent). What Kafka took is recorded.
         """
         done: set[Place] = set()
         if place is None:
             done = {_key(message) for message, is_record in self._messages() if is_record}
         sender = _Sender(self._client, self._pipeline)
         count = 0
+        truncated: list[Letter] = []
         for message, is_record in self._messages():
             letter = Letter(message, _headers(message))
             if is_record or letter.key in done:
@@ -162,9 +178,19 @@ class Letters:
             if (place is not None and letter.place != place) or (rule is not None and letter.rule != rule):
                 continue
             done.add(letter.key)
+            if letter.truncated:
+                truncated.append(letter)
+                continue
             sender.add(letter)
             count += 1
         sender.flush()
+        if truncated:
+            told = "; ".join(letter.source for letter in truncated[:_NAMED])
+            more = f"; and {len(truncated) - _NAMED} more" if len(truncated) > _NAMED else ""
+            raise LettersError(
+                f"{count} sent, {len(truncated)} cannot be: too large for a letter, which has only the beginning. "
+                f"The event itself, as long as Kafka keeps it: {told}{more}"
+            )
         if place is not None and not count:
             raise LettersError(f"topic {self._topic} holds no letter of {place}: see levada dead list")
         return count
