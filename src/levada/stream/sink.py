@@ -51,6 +51,7 @@ _FULL_ROWS: Final = 150_000
 _FULL_BYTES: Final = 32 * 1024 * 1024
 _MAX_BACKOFF: Final = 30.0
 _READY_SECONDS: Final = 60.0
+_STANDBY_SECONDS: Final = 90.0  # longer than the minute that Prometheus by default lets pass between two looks
 _LIVE_SECONDS: Final = 300.0
 
 _PREDICTIONS_SHARE: Final = 10  # the part of the window's ids that predictions may have
@@ -406,6 +407,7 @@ class Sink:
         self._stuck_on: str | None = None
         for rule in ("json", "type", "required", "unknown", "oneOf", "event-id", "event-time", LATE):
             metrics.DEAD_LETTERS.labels(pipeline.name, rule)  # an alert on a rate needs the zero before the first
+        metrics.FENCED.labels(pipeline.name)
 
     def live(self) -> bool:
         """Whether the loop still turns; an outage of Kafka or a store does not stop it."""
@@ -419,14 +421,15 @@ class Sink:
         """Carry events until ``stop`` is set.
 
         Raises:
-            FencedError: another sink has taken the table. Claiming it back at once would go to and fro for ever.
+            FencedError: another sink has taken a partition of this one; it has stood by since, for a minute and a half
+                or until the stop. Claiming it back at once would go to and fro for ever.
         """
         while not stop.is_set():
             try:
                 self._session(stop)
                 return
-            except FencedError:
-                metrics.FENCED.labels(self._pipeline.name).inc()
+            except FencedError as error:
+                self._stand_by(error, stop)
                 raise
             except TopicChangedError:
                 log.info("the topic has changed", pipeline=self._pipeline.name)
@@ -465,6 +468,14 @@ class Sink:
             metrics.NEEDS_OPERATOR.labels(self._pipeline.name, self._stuck_on).set(0)
             self._stuck_on = None
         self._good = time.monotonic()
+
+    def _stand_by(self, error: FencedError, stop: threading.Event) -> None:
+        """Not ready, but there: what this process counted ends with it, and somebody has to see that it was fenced."""
+        metrics.FENCED.labels(self._pipeline.name).inc()
+        log.error("the sink is fenced and stands by", pipeline=self._pipeline.name, error=str(error))
+        self._good = None
+        self._beat()
+        stop.wait(_STANDBY_SECONDS)
 
     def _stand_still(self, error: NeedsOperatorError) -> None:
         log.error("the sink stands still", pipeline=self._pipeline.name, state=error.state, error=str(error))

@@ -21,6 +21,7 @@ from levada.stream.dead import DeadLetter
 from levada.stream.events import Decoder, Event, unquote
 from levada.stream.offsets import SUMMARY_KEY, Entry, Offsets
 from levada.stream.sink import Buffer, Sink
+from levada.stream.table import FencedError
 from levada.stream.window import Tally, Window
 
 from .rig import SMALL, Rig, read, run
@@ -470,3 +471,39 @@ def test_a_replaced_topic_is_shown_until_it_is_accepted(rig: Rig, monkeypatch: p
     stop.set()
     thread.join(20)
     assert sample("levada_sink_needs_operator", **labels) == 1
+
+
+@pytest.mark.row(22)
+def test_a_fenced_sink_stands_by_so_that_its_metric_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process counts ends with it; who looks must find the zero before the first, and the first."""
+    monkeypatch.setattr(lake, "catalog", lambda _: rig.catalog())
+    sink, stop, ended = Sink(rig.settings, rig.pipeline), threading.Event(), list[BaseException]()
+    assert REGISTRY.get_sample_value("levada_sink_fenced_total", {"pipeline": rig.pipeline.name}) == 0
+
+    def carry() -> None:
+        try:
+            sink.run(stop)
+        except FencedError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=carry)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not sink.ready() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        run(rig, 0)  # another sink takes its partitions
+        rig.send({"n": 1}, event_id="e1")
+        while not sample("levada_sink_fenced_total", pipeline=rig.pipeline.name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert sample("levada_sink_fenced_total", pipeline=rig.pipeline.name) == 1
+        time.sleep(0.3)
+        assert thread.is_alive()
+        assert sink.live()
+        assert not sink.ready()
+        assert not ended
+    finally:
+        stop.set()
+        thread.join(20)
+    assert "another sink has claimed partition 0" in str(ended[0])
+    assert rig.rows() == []
