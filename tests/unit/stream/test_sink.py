@@ -473,7 +473,6 @@ def test_a_replaced_topic_is_shown_until_it_is_accepted(rig: Rig, monkeypatch: p
     assert sample("levada_sink_needs_operator", **labels) == 1
 
 
-@pytest.mark.row(22)
 def test_a_fenced_sink_stands_by_so_that_its_metric_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process counts ends with it; who looks must find the zero before the first, and the first."""
     monkeypatch.setattr(lake, "catalog", lambda _: rig.catalog())
