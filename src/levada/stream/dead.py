@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+import structlog
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, KafkaException, Message, Producer
 
 from levada.config import KafkaSettings
@@ -17,10 +20,18 @@ from levada.pipeline import Pipeline
 MAX_BYTES: Final = 10 * 1024 * 1024 + 65_536
 REPLAYED: Final = "replayed-at"
 """The header that makes a message of the dead-letter topic the record of a replay."""
+TRUNCATED: Final = "truncated-from"
+"""The header of a letter that does not hold its whole event; it tells how many bytes the event has."""
+KEPT_BYTES: Final = 16_384
+"""So many bytes are left of an event whose letter is larger than Kafka takes."""
 _FLUSH_SECONDS: Final = 15.0
 _LAST_MS: Final = 253_402_300_799_000  # the end of the year 9999
 # What a replay needs of the event's own headers.
 _KEPT: Final = ("event-time", "schema")
+
+Headers = list[tuple[str, str | bytes | None]]
+
+log = structlog.get_logger(__name__)
 
 
 class DeadLetterError(UserError):
@@ -41,13 +52,16 @@ class DeadLetters:
     """The producer of ``<topic>.dead``.
 
     Delivery is at least once: after a crash a letter may come again, with the same ``topic-id``, ``partition`` and
-    ``offset`` headers.
+    ``offset`` headers. A letter that is larger than Kafka takes (a limit that was lowered, an event with long headers)
+    is sent with the first ``KEPT_BYTES`` bytes of its event, and says so: the sink neither skips it nor stops for it.
     """
 
     def __init__(self, kafka: KafkaSettings, pipeline: Pipeline) -> None:
         self._pipeline = pipeline.name
         self._topic = pipeline.dead_topic
         self._failed: KafkaError | None = None
+        self._refused: list[tuple[Headers, bytes | None, bytes | None]] = []
+        """Headers, key and bytes of what is sent instead of letters that were too large."""
         self._producer = Producer(
             {
                 **kafka.client(),
@@ -66,7 +80,7 @@ class DeadLetters:
     def send(self, letter: DeadLetter, topic_id: str) -> None:
         """Queue one letter of an event of this topic; :meth:`flush` tells whether it arrived."""
         message = letter.message
-        headers: list[tuple[str, str | bytes | None]] = [
+        headers: Headers = [
             ("event-id", letter.event_id),
             ("rule", letter.rule),
             ("field", letter.field),
@@ -76,20 +90,33 @@ class DeadLetters:
             ("offset", str(message.offset())),
             ("pipeline", self._pipeline),
         ]
-        given = dict(message.headers() or ())
-        headers += [(name, given[name]) for name in _KEPT if given.get(name) is not None]
         kind, milliseconds = message.timestamp()
         if kind != TIMESTAMP_NOT_AVAILABLE and 0 <= milliseconds < _LAST_MS:
             arrived = datetime.fromtimestamp(milliseconds / 1000, UTC)
             headers.append(("arrived-at", arrived.isoformat(timespec="milliseconds")))
+        given = dict(message.headers() or ())
+        kept: Headers = [(name, given[name]) for name in _KEPT if given.get(name) is not None]
+        report = functools.partial(self._delivered, headers, kept)  # Kafka's own has no headers
+        try:
+            self._produce(message.value(), message.key(), headers + kept, report)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                raise
+            self._refuse(headers, kept, message.key(), message.value())
+
+    def _produce(
+        self,
+        value: bytes | None,
+        key: bytes | None,
+        headers: Headers,
+        report: Callable[[KafkaError | None, Message], None],
+    ) -> None:
         while True:
             try:
-                self._producer.produce(
-                    self._topic, message.value(), message.key(), headers=headers, on_delivery=self._delivered
-                )
+                self._producer.produce(self._topic, value, key, headers=headers, on_delivery=report)
             except BufferError:
                 # Thousands of bad events at once: hand over some before queueing more.
-                self.flush()
+                self._settle()
                 continue
             self._producer.poll(0)
             return
@@ -100,6 +127,17 @@ class DeadLetters:
         Raises:
             DeadLetterError: it did not, in time.
         """
+        self._settle()
+        while self._refused:
+            # Each by itself: Kafka's limit is that of a batch.
+            headers, key, value = self._refused.pop()
+            try:
+                self._produce(value, key, headers, self._reported)
+            except KafkaException as error:
+                self._failed = error.args[0]
+            self._settle()
+
+    def _settle(self) -> None:
         left = self._producer.flush(_FLUSH_SECONDS)
         failed, self._failed = self._failed, None
         if failed is not None:
@@ -120,6 +158,29 @@ class DeadLetters:
         except KafkaException:
             return
 
-    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+    def _delivered(self, headers: Headers, kept: Headers, error: KafkaError | None, message: Message) -> None:
+        if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self._refuse(headers, kept, message.key(), message.value())
+        else:
+            self._reported(error, message)
+
+    def _reported(self, error: KafkaError | None, _: Message) -> None:
         if error is not None:
             self._failed = error
+
+    def _refuse(self, headers: Headers, kept: Headers, key: bytes | None, value: bytes | None) -> None:
+        """Keep a letter that is too large, cut; whole if it was small and only came in a batch that was too large."""
+        if len(value or b"") + len(key or b"") + sum(len(text or b"") for _, text in kept) <= KEPT_BYTES:
+            self._refused.append((headers + kept, key, value))
+            return
+        told = dict(headers)
+        log.warning(
+            "a dead letter is larger than Kafka takes: its event is cut",
+            topic=told["topic"],
+            partition=told["partition"],
+            offset=told["offset"],
+            bytes=len(value or b""),
+        )
+        # Without its key and time, which may be what is large and of use in a replay only.
+        cut = None if value is None else value[:KEPT_BYTES]
+        self._refused.append(([*headers, (TRUNCATED, str(len(value or b"")))], None, cut))

@@ -21,13 +21,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from levada.config import KafkaSettings
 from levada.errors import UserError
 from levada.pipeline import Pipeline
-from levada.stream.dead import MAX_BYTES, REPLAYED
+from levada.stream.dead import MAX_BYTES, REPLAYED, TRUNCATED
 from levada.stream.source import Source, SourceError
 
 _SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.2
 _BATCH: Final = 500
 _CHARACTERS: Final = 100_000
+_NAMED: Final = 10
 
 Place = tuple[str, int, int]
 """Topic id as the sink saw it (empty in letters without it), partition and offset of an event."""
@@ -49,7 +50,7 @@ class Letter:
 
     @property
     def value(self) -> bytes | None:
-        """The raw bytes of the event; None for a tombstone."""
+        """The raw bytes of the event, or the first of them if it is :attr:`truncated`; None for a tombstone."""
         # An empty value cannot be told from none behind a client that gives both as the same.
         value: bytes | None = self.message.value()
         return value
@@ -78,6 +79,19 @@ class Letter:
     def field(self) -> str:
         """The field that broke it; empty if it was the event as a whole."""
         return self._text("field")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it does not hold its whole event, which was too large for a letter."""
+        return any(name == TRUNCATED for name, _ in self.headers)
+
+    @property
+    def source(self) -> str:
+        """Where the event itself is, as long as Kafka keeps it, and how many bytes it has, if it is truncated."""
+        return (
+            f"topic {self._text('topic')} (topic id {self._text('topic-id')}), partition {self._text('partition')}, "
+            f"offset {self._text('offset')}, {self._text(TRUNCATED)} bytes"
+        )
 
     @property
     def at(self) -> str:
@@ -165,27 +179,38 @@ class Letters:
             How many there were, and how many of them were letters of an earlier topic of that name.
 
         Raises:
-            LettersError: there is no letter of that place, or Kafka did not take an event. What it took is recorded.
+            LettersError: there is no letter of that place, Kafka did not take an event, or a letter does not hold its
+                whole event (all others were sent). What Kafka took is recorded.
             SourceError: there is no such topic, or Kafka does not answer.
         """
         sender = _Sender(self._client, self._pipeline)
-        if place is not None:
-            letter = self.at(place)
-            sender.add(letter)
-            sender.flush()
-            return 1, int(letter.earlier)
-        current = self._topic_id()
-        done = {_key(message) for message, is_record in self._messages() if is_record}
         count = earlier = 0
-        for message, is_record in self._messages():
-            letter = _letter(message, current)
-            if is_record or letter.key in done or (rule is not None and letter.rule != rule):
+        truncated: list[Letter] = []
+        for letter in self._waiting(rule) if place is None else [self.at(place)]:
+            if letter.truncated:
+                truncated.append(letter)
                 continue
-            done.add(letter.key)
             sender.add(letter)
             count, earlier = count + 1, earlier + letter.earlier
         sender.flush()
+        if truncated:
+            told = "; ".join(letter.source for letter in truncated[:_NAMED])
+            more = f"; and {len(truncated) - _NAMED} more" if len(truncated) > _NAMED else ""
+            raise LettersError(
+                f"{count} sent, {len(truncated)} cannot be: too large for a letter, which has only the beginning. "
+                f"The event itself, as long as Kafka keeps it: {told}{more}"
+            )
         return count, earlier
+
+    def _waiting(self, rule: str | None) -> Iterator[Letter]:
+        """Each event of a rule, or of any, that was not replayed yet."""
+        current = self._topic_id()
+        done = {_key(message) for message, is_record in self._messages() if is_record}
+        for message, is_record in self._messages():
+            letter = _letter(message, current)
+            if not is_record and letter.key not in done and rule in (None, letter.rule):
+                done.add(letter.key)
+                yield letter
 
     def _topic_id(self) -> str:
         with closing(Source(self._kafka, self._pipeline)) as source:

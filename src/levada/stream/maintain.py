@@ -23,9 +23,7 @@ import structlog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
-from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import (
-    ArrowScan,
     PyArrowFileIO,
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
@@ -50,6 +48,10 @@ UNCOMMITTED_SECONDS: Final = 1800.0
 ORPHAN_SECONDS: Final = 7200.0
 """A file that no snapshot has named for this long is nobody's."""
 _ROW_GROUP: Final = 131_072
+_ROW_GROUP_BYTES: Final = 32 * 1024 * 1024
+"""A row group ends with the batch that reaches one of these; wide rows would fill the memory before they are many."""
+_READ_ROWS: Final = 8_192  # of a file at once
+_FIELD_ID: Final = b"PARQUET:field_id"
 _HOUR: Final = 3600
 _UNREFERENCED: Final = "levada-unreferenced.json"
 
@@ -219,10 +221,7 @@ def _rewritten(table: Table, tasks: list[FileScanTask], target: int) -> Iterator
             for own in schema_to_pyarrow(table.schema(), include_field_ids=True)
         ]
     )
-    scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
-    batches = _row_groups(
-        pa.Table.from_batches([batch]).cast(schema) for task in tasks for batch in scan.to_record_batches([task])
-    )
+    batches = _row_groups(batch for task in tasks for batch in _rows(table, task.file.file_path, schema))
     pending = next(batches, None)
     while pending is not None:
         path = f"{folder}/compacted-{uuid.uuid4()}.parquet"
@@ -254,11 +253,32 @@ def _rewritten(table: Table, tasks: list[FileScanTask], target: int) -> Iterator
         )
 
 
+def _rows(table: Table, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of a file, a few thousand at a time, with the columns that the table has now.
+
+    PyIceberg's own scan decodes a file as a whole, and Arrow's reads far ahead; a small file may hold much.
+    """
+    with table.io.new_input(path).open() as stream:
+        file = pq.ParquetFile(stream)
+        # A file that Iceberg took over as it was has names only.
+        places = {
+            (field.metadata or {}).get(_FIELD_ID, field.name): place for place, field in enumerate(file.schema_arrow)
+        }
+        for batch in file.iter_batches(_READ_ROWS):
+            columns = []
+            for field in schema:
+                place = places.get(field.metadata[_FIELD_ID], places.get(field.name))
+                columns.append(
+                    pa.nulls(len(batch), field.type) if place is None else batch.column(place).cast(field.type)
+                )
+            yield pa.Table.from_arrays(columns, schema=schema)
+
+
 def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
-        if sum(len(own) for own in held) >= _ROW_GROUP:
+        if sum(map(len, held)) >= _ROW_GROUP or sum(own.nbytes for own in held) >= _ROW_GROUP_BYTES:
             yield pa.concat_tables(held)
             held = []
     if held:

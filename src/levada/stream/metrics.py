@@ -26,6 +26,9 @@ WINDOW_IDS = Gauge("levada_sink_window_ids", "Event ids that the dedupe window k
 WINDOW_SHORTENED = Gauge(
     "levada_sink_window_shortened", "1 once the dedupe window forgot ids early to stay in its memory.", ["pipeline"]
 )
+WINDOW_REACH = Gauge(
+    "levada_sink_window_reach_seconds", "How far back the dedupe window knows every event id.", ["pipeline"]
+)
 WINDOW_FILL_SECONDS = Gauge("levada_sink_window_fill_seconds", "Time that filling the window took.", ["pipeline"])
 CONFLICTS = Counter("levada_sink_commit_conflicts", "Commits repeated because another came first.", ["pipeline"])
 FENCED = Counter("levada_sink_fenced", "Times that another sink took a partition of this one.", ["pipeline"])

@@ -14,16 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 from confluent_kafka import Message
-from numpy.typing import NDArray
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import BooleanExpression
+from pyiceberg.expressions.parser import parse
+from pyiceberg.io.pyarrow import ArrowScan
+from pyiceberg.table import FileScanTask
+from pyiceberg.types import TimestamptzType
 
 from levada import lake, process
 from levada.config import Settings, required
@@ -35,7 +40,7 @@ from levada.stream.events import LATE, Decoder
 from levada.stream.source import Source
 from levada.stream.start import NeedsOperatorError, note_replaced, starting_points
 from levada.stream.table import FencedError, OwnedTable
-from levada.stream.window import Window
+from levada.stream.window import Tally, Window
 
 _POLL_MESSAGES: Final = 10_000  # enough that a batch's own cost is nothing; more only fall out of the caches
 _POLL_SECONDS: Final = 0.2
@@ -46,11 +51,16 @@ _FULL_ROWS: Final = 150_000
 _FULL_BYTES: Final = 32 * 1024 * 1024
 _MAX_BACKOFF: Final = 30.0
 _READY_SECONDS: Final = 60.0
+_STANDBY_SECONDS: Final = 90.0  # longer than the minute that Prometheus by default lets pass between two looks
 _LIVE_SECONDS: Final = 300.0
 
 _PREDICTIONS_SHARE: Final = 10  # the part of the window's ids that predictions may have
 
 _CLOCK_SECONDS: Final = 86_400.0  # a row's stamp may be ahead of this machine's clock; look that far
+_COUNTED_ROWS: Final = 1_000_000  # rows whose times are read at once, 8 bytes each
+_MICRO: Final = 1_000_000
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +101,35 @@ class Buffer:
         return now - self.last >= _IDLE_SECONDS or now - self.since >= commit_every
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file of the table, and when its rows were taken in: µs since 1970, both included."""
+
+    oldest: int
+    newest: int
+    task: FileScanTask
+
+
+def _groups(files: Sequence[_File]) -> Iterator[list[_File]]:
+    """Files one after the other, as many together as have ``_COUNTED_ROWS`` rows."""
+    group: list[_File] = []
+    rows = 0
+    for file in files:
+        group.append(file)
+        rows += file.task.file.record_count
+        if rows >= _COUNTED_ROWS:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
+
+
+def _taken_in(since: int, until: int) -> BooleanExpression:
+    """Rows that a sink took in at or after the one and before the other time, in µs since 1970."""
+    first, end = ((_EPOCH + timedelta(microseconds=moment)).isoformat() for moment in (since, until))
+    return parse(f"_ingested_at >= '{first}' AND _ingested_at < '{end}'")
+
+
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
     """Without a look for cycles: a batch is hundreds of thousands of objects that form none, and the look costs more
@@ -122,6 +161,7 @@ class Session:
                 "counted from 0"
             )
         self._window = Window(seconds(pipeline.lake.dedupe_window), settings.sink.window_ids)
+        self._shortened = False
         self._catalog = catalog
         self._beat = beat
         self._source = Source(kafka, pipeline)
@@ -223,6 +263,7 @@ class Session:
         self._reached |= buffer.reached
         self._show_table()
         self._window.commit(self._since_1970 + time.monotonic())
+        self._show_window()
         self._buffer = Buffer()
         self._last_commit = time.monotonic()
         metrics.COMMITS.labels(name).inc()
@@ -276,39 +317,71 @@ class Session:
     def _fill_window(self) -> None:
         """Know what the table has, of all partitions: a key moves to another one when the topic grows.
 
-        From the newest on, slot by slot, so that what does not fit in the window's memory is not read.
+        Which rows fit is counted before any id is read, and the ids are read in parts of the window: how many rows the
+        table has, and in how large files, costs no memory.
         """
         begin, now = time.monotonic(), time.time()
-        oldest = now - seconds(self._pipeline.lake.dedupe_window)
-        if self._table.rows <= self._settings.sink.window_ids:
-            self._window.fill(self._ids(oldest, now + _CLOCK_SECONDS))
-        else:
-            until = now + _CLOCK_SECONDS
-            while until > oldest and not self._window.full:
-                since = min(self._window.slot(until - 1e-3)[0], until)
-                self._window.fill(self._ids(since, until))
-                until = since
+        oldest = int((now - seconds(self._pipeline.lake.dedupe_window)) * _MICRO)
+        files = self._files(oldest, int((now + _CLOCK_SECONDS) * _MICRO))
+        tally = Tally(oldest, files[0].newest + 1 if files else oldest + 1)
+        most = self._settings.sink.window_ids
+        for group in _groups(files):
+            if len(tally) > most and tally.after(group[0].newest) > most:
+                break  # whatever is in this and older files does not fit
+            for batch in self._read(group, "_ingested_at", oldest, tally.until):
+                tally.add(batch.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy())
+        for first, end in self._window.spans(tally):
+            own = [file for file in files if file.oldest < end and file.newest >= first]
+            ids = self._read(own, "_event_id", first, end)
+            self._window.fill((pc.cast(batch, pa.binary()).to_pylist() for batch in ids), min(end / _MICRO, now))
         metrics.WINDOW_FILL_SECONDS.labels(self._pipeline.name).set(time.monotonic() - begin)
+        self._show_window()
 
-    def _ids(self, since: float, until: float) -> Iterator[tuple[list[bytes], NDArray[np.int64]]]:
-        """Ids and times (µs since 1970) of the rows that were taken in between these seconds."""
-        stamps = [datetime.fromtimestamp(moment, UTC).isoformat() for moment in (since, until)]
-        committed = self._table.table.scan(
-            row_filter=f"_ingested_at >= '{stamps[0]}' AND _ingested_at < '{stamps[1]}'",
-            selected_fields=("_event_id", "_ingested_at"),
-        )
-        for batch in committed.to_arrow_batch_reader():
+    def _files(self, since: int, until: int) -> list[_File]:
+        """The table's files with rows that were taken in between these times (µs since 1970), newest first."""
+        column = self._table.table.schema().find_field("_ingested_at").field_id
+
+        def bound(bounds: dict[int, bytes] | None, unknown: int) -> int:
+            raw = (bounds or {}).get(column)
+            return unknown if raw is None else int(from_bytes(TimestamptzType(), raw))
+
+        found = [
+            _File(
+                bound(task.file.lower_bounds, since),
+                min(bound(task.file.upper_bounds, until - 1), until - 1),
+                task,
+            )
+            for task in self._table.table.scan(row_filter=_taken_in(since, until)).plan_files()
+        ]
+        return sorted(found, key=lambda file: file.newest, reverse=True)
+
+    def _read(self, files: Sequence[_File], column: str, since: int, until: int) -> Iterator[pa.Array]:
+        """One column of the rows of these files that were taken in between these times (µs since 1970)."""
+        table = self._table.table
+        scan = ArrowScan(table.metadata, table.io, table.schema().select(column), _taken_in(since, until))
+        for batch in scan.to_record_batches([file.task for file in files]):
             self._beat()
-            ids = pc.cast(batch["_event_id"], pa.binary()).to_pylist()
-            yield ids, batch["_ingested_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+            yield batch[column]
+
+    def _show_window(self) -> None:
+        name, reach = self._pipeline.name, self._window.reach(self._since_1970 + time.monotonic())
+        metrics.WINDOW_IDS.labels(name).set(len(self._window))
+        metrics.WINDOW_SHORTENED.labels(name).set(self._window.shortened)
+        metrics.WINDOW_REACH.labels(name).set(reach)
+        if self._window.shortened and not self._shortened:
+            self._shortened = True
+            log.warning(
+                "the dedupe window is full: it forgets ids before their time",
+                pipeline=name,
+                ids=len(self._window),
+                reaches_back_seconds=round(reach, 1),
+            )
 
     def _show_table(self) -> None:
         name = self._pipeline.name
         metrics.TABLE_ROWS.labels(name).set(self._table.rows)
         metrics.TABLE_FILES.labels(name).set(self._table.files)
         metrics.SNAPSHOTS.labels(name).set(len(self._table.table.metadata.snapshots))
-        metrics.WINDOW_IDS.labels(name).set(len(self._window))
-        metrics.WINDOW_SHORTENED.labels(name).set(self._window.shortened)
         metrics.CONFLICTS.labels(name).inc(self._table.conflicts)
         self._table.conflicts = 0
         for partition, reached in self._reached.items():
@@ -334,6 +407,7 @@ class Sink:
         self._stuck_on: str | None = None
         for rule in ("json", "type", "required", "unknown", "oneOf", "event-id", "event-time", LATE):
             metrics.DEAD_LETTERS.labels(pipeline.name, rule)  # an alert on a rate needs the zero before the first
+        metrics.FENCED.labels(pipeline.name)
 
     def live(self) -> bool:
         """Whether the loop still turns; an outage of Kafka or a store does not stop it."""
@@ -347,14 +421,15 @@ class Sink:
         """Carry events until ``stop`` is set.
 
         Raises:
-            FencedError: another sink has taken the table. Claiming it back at once would go to and fro for ever.
+            FencedError: another sink has taken a partition of this one; it has stood by since, for a minute and a half
+                or until the stop. Claiming it back at once would go to and fro for ever.
         """
         while not stop.is_set():
             try:
                 self._session(stop)
                 return
-            except FencedError:
-                metrics.FENCED.labels(self._pipeline.name).inc()
+            except FencedError as error:
+                self._stand_by(error, stop)
                 raise
             except TopicChangedError:
                 log.info("the topic has changed", pipeline=self._pipeline.name)
@@ -393,6 +468,14 @@ class Sink:
             metrics.NEEDS_OPERATOR.labels(self._pipeline.name, self._stuck_on).set(0)
             self._stuck_on = None
         self._good = time.monotonic()
+
+    def _stand_by(self, error: FencedError, stop: threading.Event) -> None:
+        """Not ready, but there: what this process counted ends with it, and somebody has to see that it was fenced."""
+        metrics.FENCED.labels(self._pipeline.name).inc()
+        log.error("the sink is fenced and stands by", pipeline=self._pipeline.name, error=str(error))
+        self._good = None
+        self._beat()
+        stop.wait(_STANDBY_SECONDS)
 
     def _stand_still(self, error: NeedsOperatorError) -> None:
         log.error("the sink stands still", pipeline=self._pipeline.name, state=error.state, error=str(error))

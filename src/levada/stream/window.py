@@ -1,20 +1,26 @@
 """The event ids of the last hours, so that an event that was sent twice becomes one row.
 
-A window may hold millions of ids, so it keeps 16 bytes of each: a digest, in sorted runs, some for each slot of time.
-Before the runs stands a filter of bits, which almost every new id passes without touching them.
+A window may hold millions of ids, so it keeps 16 bytes of each: a digest, in sorted runs. The runs lie in parts, oldest
+first; a part ends with its share of the window's time or of its ids, whichever comes first, and what is forgotten are
+whole parts. So the number of ids is bounded at any rate. Before the runs stands a filter of bits, which almost every
+new id passes without touching them.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SLOTS: Final = 24
-"""The window forgets in steps of this part of its length."""
+_PARTS: Final = 24
+"""The window forgets in steps of this part of its time or of its ids."""
+_MOMENTS: Final = 1 << 20
+_MICRO: Final = 1_000_000
 _BITS_PER_ID: Final = 16
 _SMALLEST_FILTER: Final = 16  # 2^16 bits
 _SALT: Final = b"\0"
@@ -85,49 +91,116 @@ class _Filter:
         return byte, np.left_shift(np.uint8(1), (place & np.uint64(7)).astype(np.uint8))
 
 
+class Tally:
+    """How many ids a table took in when: counted before any id is read, it tells which of them fit into a window.
+
+    Its memory is 8 MiB whatever it counts: time is divided into a million moments.
+    """
+
+    def __init__(self, since: int, until: int) -> None:
+        """Count from ``since`` on and before ``until``, in µs since 1970."""
+        self.until = until
+        self._since = since
+        self._step = max(1, -(-(until - since) // _MOMENTS))
+        self._counts = np.zeros(-(-(until - since) // self._step), np.int64)
+
+    def __len__(self) -> int:
+        return int(self._counts.sum())
+
+    def add(self, times: NDArray[np.int64]) -> None:
+        """Count ids that were taken in at these times, in µs since 1970."""
+        moments, counts = np.unique((times - self._since) // self._step, return_counts=True)
+        self._counts[moments] += counts
+
+    def after(self, time: int) -> int:
+        """How many were taken in after the moment that this time, in µs since 1970, lies in."""
+        return int(self._counts[(time - self._since) // self._step + 1 :].sum())
+
+    def spans(self, most: int, share: int, length: int) -> list[tuple[int, int]]:
+        """The newest ``most`` ids as spans of time: begin and end in µs since 1970, oldest first, none of them empty.
+
+        No span has more than ``share`` ids and those of a moment, or goes over a multiple of ``length`` µs. Where not
+        all ids fit, those of one moment are taken or left together.
+        """
+        later = np.cumsum(self._counts[::-1])[::-1]  # ids of a moment and of all after it
+        first = int(np.searchsorted(-later, -most))
+        kept = self._counts[first:]
+        number = (np.cumsum(kept) - kept) // share + np.arange(first, len(self._counts)) * self._step // length
+        edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(kept)]
+        return [
+            (self._since + (first + begin) * self._step, self._since + (first + end) * self._step)
+            for begin, end in itertools.pairwise(edges)
+            if kept[begin:end].any()
+        ]
+
+
+@dataclass
+class _Part:
+    """Ids that were taken in one after the other."""
+
+    begin: float
+    newest: float
+    runs: list[_Run] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.runs))
+
+    def add(self, run: _Run) -> None:
+        self.runs.append(run)
+        while len(self.runs) > 1 and len(self.runs[-2]) <= 2 * len(self.runs[-1]):
+            self.runs[-2:] = [_joined(self.runs[-2:])]
+
+
 class Window:
     """Event ids by the time at which the sink took them in, for at least ``length`` seconds.
 
-    At most about ``most`` ids are kept: beyond it the oldest slots are forgotten before their time, so that memory is
-    bounded whatever comes in. :attr:`shortened` tells.
+    At most ``most`` ids are kept, besides those that are not committed yet: beyond it the oldest are forgotten before
+    their time, a twenty-fourth of ``most`` at once, so that memory is bounded whatever comes in. Only a single batch
+    that is larger is kept whole. :attr:`shortened` and :meth:`reach` tell.
     """
 
     def __init__(self, length: float, most: int = 10_000_000) -> None:
         self._seconds = length
-        self._slot_seconds = length / _SLOTS
+        self._part_seconds = length / _PARTS
         self._most = most
-        self._slots: dict[int, list[_Run]] = {}
+        self._share = max(1, most // _PARTS)
+        self._parts: list[_Part] = []
         self._pending: list[_Run] = []
         self._filter = _Filter(0)
         self._filtered = 0
-        self.shortened = False
-        """Whether a slot was forgotten before its time."""
+        self._forgotten = -math.inf
 
     def __len__(self) -> int:
-        return sum(len(run) for runs in self._slots.values() for run in runs)
+        return sum(map(len, self._parts))
 
     @property
-    def full(self) -> bool:
-        """Whether more ids would push out others."""
-        return len(self) >= self._most
+    def shortened(self) -> bool:
+        """Whether ids were forgotten, or not read, before their time."""
+        return self._forgotten > -math.inf
 
-    def slot(self, timestamp: float) -> tuple[float, float]:
-        """Begin and end of the slot of time that this instant (seconds since 1970) lies in."""
-        number = self._number_at(timestamp)
-        return number * self._slot_seconds, (number + 1) * self._slot_seconds
+    def reach(self, now: float) -> float:
+        """How many seconds back from ``now`` (seconds since 1970) every id is known; its length unless shortened."""
+        return max(0.0, min(self._seconds, now - self._forgotten))
 
-    def fill(self, batches: Iterable[tuple[Sequence[bytes], NDArray[np.int64]]]) -> None:
-        """Add what a table holds: batches of event ids and the times, in µs since 1970, at which they were taken in."""
-        found: dict[int, list[_Run]] = {}
-        for ids, times in batches:
-            first, second = digests(ids)
-            numbers = (times / 1e6 // self._slot_seconds).astype(np.int64)
-            for number in np.unique(numbers).tolist():
-                mine = numbers == number
-                found.setdefault(number, []).append(_sorted(first[mine], second[mine]))
-        for number, runs in found.items():
-            self._slots[number] = [_joined([*self._slots.get(number, []), *runs])]
-        self._refilter()
+    def spans(self, tally: Tally) -> list[tuple[int, int]]:
+        """What to :meth:`fill` it with: the newest ids of a table that fit, as spans of time, oldest first.
+
+        Begin and end of each are in µs since 1970. The window counts all before the first of them as forgotten, if
+        there is something before.
+        """
+        found = tally.spans(self._most, self._share, max(1, int(self._part_seconds * _MICRO)))
+        begin = found[0][0] if found else tally.until
+        if tally.after(begin - 1) < len(tally):
+            self._forgotten = begin / _MICRO
+        return found
+
+    def fill(self, batches: Iterable[Sequence[bytes]], newest: float) -> None:
+        """Add what a table took in until ``newest`` (seconds since 1970), and after all that was added before."""
+        runs = [_sorted(*digests(ids)) for ids in batches]
+        if runs:
+            part = _Part(-math.inf, newest, [_joined(runs)])  # nothing is added to it
+            self._parts.append(part)
+            self._remember(part.runs[0])
 
     def new(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """For each id whether it is new. New ids are remembered, until :meth:`commit` for the time being."""
@@ -156,25 +229,22 @@ class Window:
         Args:
             now: seconds since 1970, by a clock that nobody sets: ids would be forgotten early.
         """
-        if self._pending:
-            runs = self._slots.setdefault(self._number_at(now), [])
-            runs.append(_joined(self._pending))
-            self._pending = []
-            while len(runs) > 1 and len(runs[-2]) <= 2 * len(runs[-1]):
-                runs[-2:] = [_joined(runs[-2:])]
-        oldest = self._number_at(now - self._seconds)
-        gone = [number for number in self._slots if number < oldest]
-        for number in gone:
-            del self._slots[number]
-        while len(self._slots) > 1 and len(self) > self._most:
-            gone.append(min(self._slots))
-            del self._slots[gone[-1]]
-            self.shortened = True
-        if gone:
-            self._refilter()
+        for run in self._pending:
+            part = self._parts[-1] if self._parts else None
+            if part is None or now - part.begin >= self._part_seconds or len(part) + len(run) > self._share:
+                part = _Part(now, now)
+                self._parts.append(part)
+            part.add(run)
+            part.newest = now
+        self._pending = []
+        # What is forgotten stays in the filter, which is no more than slower: it is made anew when it is full.
+        while self._parts and self._parts[0].newest < now - self._seconds:
+            self._parts.pop(0)
+        while len(self._parts) > 1 and len(self) > self._most:
+            self._forgotten = self._parts.pop(0).newest
 
     def _runs(self) -> list[_Run]:
-        return [*self._pending, *(run for number in sorted(self._slots, reverse=True) for run in self._slots[number])]
+        return [*self._pending, *(run for part in reversed(self._parts) for run in part.runs)]
 
     def _remember(self, run: _Run) -> None:
         self._filtered += len(run)
@@ -189,9 +259,6 @@ class Window:
         self._filter = _Filter(self._filtered)
         for run in runs:
             self._filter.add(run)
-
-    def _number_at(self, timestamp: float) -> int:
-        return int(timestamp // self._slot_seconds)
 
 
 def _sorted(first: Numbers, second: Numbers) -> _Run:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, Message
 from typer.testing import CliRunner
 
 from levada.cli.main import app
+from levada.stream import dead
+from levada.stream.dead import DeadLetterError, DeadLetters
 from levada.stream.letters import Letters, LettersError, printable
 from levada.stream.source import Source, SourceError, Topic
 
@@ -138,6 +143,89 @@ def test_an_event_without_a_time_keeps_when_kafka_got_it(rig: Rig) -> None:
     letters_of(rig).replay()
     run(rig, 1)
     assert rig.rows()[0]["_event_time"].isoformat(timespec="milliseconds") == arrived
+
+
+def too_large(rig: Rig) -> None:
+    """Two events whose letters are too large, by their value and by what is beside it, between others."""
+    rig.send({"n": 200_000}, 0, event_id="small", event_time=WHEN.isoformat())
+    rig.send(b'{"n":200001,"x":0.' + b"0" * 60_000 + b"1}", 2, event_id="large")
+    rig.send({"n": 1}, 2, event_id="stamped", event_time="y" * 60_000)
+    rig.send({"n": 1}, 2, event_id="good")
+
+
+def test_a_letter_that_is_too_large_is_cut_and_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka's limit may be lower than an event and its headers are long: neither a skipped letter nor a halt."""
+    monkeypatch.setattr(dead, "MAX_BYTES", 20_000)
+    too_large(rig)
+    run(rig, 4)
+    assert rig.ids() == {"good": 1}
+    (small, its), (large, cut), (stamped, bare) = rig.letters()
+    assert small.value() == b'{"n":200000}'
+    assert dead.TRUNCATED not in its
+    assert large.value() == b'{"n":200001,"x":0.' + b"0" * (dead.KEPT_BYTES - 18)
+    assert cut[dead.TRUNCATED] == str(60_020)
+    place = {"topic": rig.pipeline.name, "topic-id": "topic-1", "partition": "2"}
+    assert {**place, "rule": "n BETWEEN 0 AND 100000", "field": "n", "event-id": "large", "offset": "0"}.items() <= (
+        cut.items()
+    )
+    assert stamped.value() == b'{"n":1}'
+    assert {**place, "rule": "event-time", "offset": "1", dead.TRUNCATED: "7"}.items() <= bare.items()
+    run(rig, 0)
+    assert len(rig.letters()) == 3  # nothing is read again
+
+
+def test_a_letter_that_kafka_refuses_later_is_cut(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The topic's own limit is known to the broker alone, which refuses a batch with all that is in it."""
+    original = DeadLetters._delivered
+
+    def refused(self: DeadLetters, headers: Any, kept: Any, _: KafkaError | None, message: Message) -> None:
+        original(self, headers, kept, KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), message)
+
+    monkeypatch.setattr(DeadLetters, "_delivered", refused)
+    too_large(rig)
+    run(rig, 4)
+    found = sorted(
+        (headers["event-id"], len(message.value()), headers.get(dead.TRUNCATED, ""), "event-time" in headers)
+        for message, headers in rig.letters()
+    )
+    assert found == [
+        ("large", dead.KEPT_BYTES, "60020", False),
+        ("large", 60_020, "", False),  # that Kafka in truth took it
+        ("small", 12, "", True),
+        ("small", 12, "", True),
+        ("stamped", 7, "", True),
+        ("stamped", 7, "7", False),
+    ]
+
+
+def test_another_refusal_ends_the_session(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(dead, "KEPT_BYTES", 30_000)  # a limit below what a cut letter has
+    too_large(rig)
+    with pytest.raises(DeadLetterError, match=r"were not taken: .*too large"):
+        run(rig, 4)
+    monkeypatch.setattr(dead, "KEPT_BYTES", 100)
+    run(rig, 4)
+    assert rig.ids() == {"good": 1}
+
+
+def test_a_cut_letter_is_not_replayed_but_named(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(dead, "MAX_BYTES", 20_000)
+        too_large(rig)
+        run(rig, 4)
+    rig.declare({**SMALL, "fields": {**SMALL["fields"], "n": {"type": "long"}}})
+    where = rf"topic {rig.pipeline.name} \(topic id topic-1\), partition 2, offset 0, 60020 bytes"
+    with pytest.raises(LettersError, match=rf"^0 sent, 1 cannot be: .*only the beginning.*{where}$"):
+        letters_of(rig).replay(place="2/0")
+    with pytest.raises(LettersError, match=r"^1 sent, 2 cannot be: .*offset [01], .*; .*offset [01], ") as told:
+        letters_of(rig).replay()
+    assert re.search(where, str(told.value))
+    run(rig, 1)
+    assert rig.ids() == {"good": 1, "small": 1}
+    assert {letter.event_id: letter.replayed for letter in letters_of(rig).newest(9)[0]} == {
+        "small": True, "large": False, "stamped": False,
+    }  # fmt: skip
 
 
 def test_commands(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

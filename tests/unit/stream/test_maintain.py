@@ -10,8 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 
 from levada.stream import maintain as maintain_module
@@ -88,6 +91,59 @@ def test_files_are_closed_at_their_size(rig: Rig) -> None:
     sizes = [task.file.file_size_in_bytes for task in table_of(rig).scan().plan_files()]
     assert 1 < len(sizes) <= math.ceil(sum(sizes) / target) + 1
     assert len(rig.rows()) == 1600
+
+
+def test_a_row_group_ends_with_its_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows may be wide: what is held in memory is bounded by their size, not by their number alone."""
+    with rig.session() as session:
+        session.start()
+        for number in range(3):
+            rig.send_many([(b'{"n":%d}' % own, f"{number}-{own}", AGO.isoformat(), 0) for own in range(200)])
+            read(session, 200)
+            session.commit()
+    monkeypatch.setattr(maintain_module, "_READ_ROWS", 50)
+    monkeypatch.setattr(maintain_module, "_ROW_GROUP_BYTES", 10_000)
+    upkeep(rig)
+    (task,) = table_of(rig).scan().plan_files()
+    metadata = pq.ParquetFile(task.file.file_path.removeprefix("file://")).metadata
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert sum(groups) == 600
+    assert max(groups) < 200
+    assert len(rig.ids()) == 600
+
+
+def test_a_file_is_read_a_little_at_a_time(rig: Rig, tmp_path: Path) -> None:
+    """Alike rows take a thousandth of their size on disk. A file that has names and no field ids is read too."""
+    rig.declare({"fields": {"s": {"type": "string"}, "later": {"type": "double"}}})
+    table = OwnedTable(rig.catalog(), rig.pipeline).table
+    schema = pa.schema(
+        [field for field in schema_to_pyarrow(table.schema(), include_field_ids=True) if field.name in ("s", "later")]
+    )
+    piece = pa.table({"s": pa.array(["x" * 1000] * 2000, pa.large_string())})
+    with pq.ParquetWriter(tmp_path / "alike.parquet", piece.schema, use_dictionary=False, compression="zstd") as writer:
+        for _ in range(40):
+            writer.write_table(piece)
+    before, peak, rows = pa.total_allocated_bytes(), 0, 0
+    for part in maintain_module._rows(table, f"file://{tmp_path}/alike.parquet", schema):
+        rows += len(part)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        assert part["later"].null_count == len(part)
+    assert rows == 80_000
+    assert peak < 40 * piece.nbytes / 2
+
+
+def test_columns_that_came_later_are_empty_before(rig: Rig) -> None:
+    for number, more in enumerate(({}, {"city": "Porto"}, {})):
+        fields: dict[str, Any] = {"n": {"type": "long"}}
+        if number:
+            fields["city"] = {"type": "string", "required": False}
+        rig.declare({"fields": fields})
+        rig.send({"n": number, **more}, event_id=f"e{number}", event_time=AGO.isoformat())
+        run(rig, 1)
+    rows = rig.rows()
+    assert upkeep(rig).files_after == 1
+    assert rig.rows() == rows
+    assert [row["city"] for row in rows] == [None, "Porto", None]
 
 
 def test_an_open_hour_is_left_alone(rig: Rig) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table, TableProperties
 
@@ -17,6 +21,7 @@ from levada.errors import UserError
 from levada.stream import sink
 from levada.stream import table as table_module
 from levada.stream.dead import DeadLetters
+from levada.stream.maintain import maintain
 from levada.stream.offsets import Entry
 from levada.stream.offsets import read as read_offsets
 from levada.stream.sink import Session, TopicChangedError
@@ -374,13 +379,72 @@ def test_a_repeated_event_is_known_where_its_key_has_moved_to(rig: Rig) -> None:
     assert rig.ids() == {"same": 1}
 
 
+def fill_with(rig: Rig, most: int) -> Window:
+    """The window of a sink that has just started, of at most so many ids."""
+    rig.settings = rig.settings.model_copy(update={"sink": SinkSettings(window_ids=most)})
+    with rig.session() as session:
+        session.start()
+        return session._window
+
+
+def gauge(rig: Rig, name: str) -> float:
+    value = REGISTRY.get_sample_value(f"levada_sink_window_{name}", {"pipeline": rig.pipeline.name})
+    assert value is not None
+    return value
+
+
 def test_a_full_window_is_filled_with_the_newest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ids of a table may be more than memory holds: they are read from the newest on, until it is full."""
+    """The ids of a table may be more than memory holds: only those of the newest files are read, and only what fits."""
     for number in range(6):
         rig.send({"n": number}, event_id=f"e{number}")
         run(rig, 1)
-    rig.settings = rig.settings.model_copy(update={"sink": SinkSettings(window_ids=2)})
+    monkeypatch.setattr(sink, "_COUNTED_ROWS", 1)
+    original, read_files = Session._read, Counter[str]()
+
+    def watched(self: Session, files: Sequence[Any], column: str, since: int, until: int) -> Any:
+        read_files[column] += len(files)
+        return original(self, files, column, since, until)
+
+    monkeypatch.setattr(Session, "_read", watched)
+    window = fill_with(rig, 2)
+    assert window.new([b"e%d" % number for number in range(6)]).tolist() == [True] * 4 + [False] * 2
+    assert read_files == {"_ingested_at": 3, "_event_id": 2}  # of one the times, to know that it does not fit
+    assert (gauge(rig, "ids"), gauge(rig, "shortened")) == (2, 1)
+    assert 0 < gauge(rig, "reach_seconds") < 600
+    window = fill_with(rig, 100)
+    assert not window.new([b"e%d" % number for number in range(6)]).any()
+    assert (gauge(rig, "ids"), gauge(rig, "shortened"), gauge(rig, "reach_seconds")) == (6, 0, 3600)
+
+
+def test_a_window_is_filled_from_files_whose_times_overlap(rig: Rig) -> None:
+    """Compaction puts rows of many hours of arrival into one file, beside files that came in meanwhile."""
+    ago = datetime.now(UTC) - timedelta(hours=3)
+    for number in range(8):
+        late = number in (0, 2, 7)
+        stamp = {"event_time": ago.isoformat()} if late else {}
+        rig.send({"n": number}, event_id=f"e{number}", **stamp)
+        run(rig, 1)
+    before = len(list(table_of(rig).scan().plan_files()))
+    maintain(rig.catalog(), rig.pipeline, now=lambda: time.time() + 7200)
+    assert len(list(table_of(rig).scan().plan_files())) < before
+    window = fill_with(rig, 4)
+    assert window.new([b"e%d" % number for number in range(8)]).tolist() == [True] * 4 + [False] * 4
+
+
+def test_a_window_goes_on_from_what_the_table_had(rig: Rig) -> None:
+    """Full from the start on, and then at each commit: the oldest go first, those of the table before the new ones."""
+    for number in range(4):
+        rig.send({"n": number}, event_id=f"e{number}")
+        run(rig, 1)
+    rig.settings = rig.settings.model_copy(update={"sink": SinkSettings(window_ids=3)})
     with rig.session() as session:
         session.start()
-        assert 2 <= len(session._window) <= 6
-        assert not session._window.new([b"e5"]).any()
+        for number in range(4, 6):
+            rig.send({"n": number}, event_id=f"e{number}")
+            read(session, 1)
+            session.commit()
+            assert len(session._window) == 3
+        rig.send({"n": 3}, event_id="e3")
+        read(session, 1)
+        session.commit()
+    assert rig.ids() == {f"e{number}": 1 for number in range(6)}

@@ -21,7 +21,8 @@ from levada.stream.dead import DeadLetter
 from levada.stream.events import Decoder, Event, unquote
 from levada.stream.offsets import SUMMARY_KEY, Entry, Offsets
 from levada.stream.sink import Buffer, Sink
-from levada.stream.window import Window
+from levada.stream.table import FencedError
+from levada.stream.window import Tally, Window
 
 from .rig import SMALL, Rig, read, run
 
@@ -242,12 +243,87 @@ def test_window_stays_in_its_memory() -> None:
     assert window.new(ids("6-1")).all()
 
 
+def test_window_is_bounded_within_its_newest_hour() -> None:
+    """However fast they come: the oldest ids go first, a twenty-fourth at once, and it tells how far back it knows."""
+    window, begin = Window(86_400, most=24_000), NOW.timestamp()
+    for number in range(100):
+        assert window.new([b"%d-%d" % (number, n) for n in range(500)]).all()
+        assert window.new([b"%d+%d" % (number, n) for n in range(500)]).all()
+        window.commit(begin + number)
+        assert len(window) <= 24_000
+        assert window.shortened == (number >= 24)
+    assert len(window) > 23_000 - 1000
+    assert window.reach(begin + 100) == 100 - 75  # the last that is forgotten was taken in at second 75
+    assert not window.new([b"%d-%d" % (number, n) for number in range(76, 100) for n in range(0, 500, 9)]).any()
+    assert window.new([b"%d+%d" % (number, n) for number in range(75) for n in range(0, 500, 9)]).all()
+    assert Window(86_400).reach(begin) == 86_400
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 200), max_size=30), max_size=30), st.integers(80, 160), st.floats(0, 2))
+def test_a_full_window_knows_the_newest(batches: list[list[int]], most: int, step: float) -> None:
+    """One that is among the newest is known, but for a part and a batch; one that was never given is new."""
+    window, order = Window(240, most), list[int]()
+    for number, batch in enumerate(batches):
+        found = window.new([b"%d" % n for n in batch]).tolist()
+        here = set[int]()
+        for n, new in zip(batch, found, strict=True):
+            if n in here or n in order[-(most - most // 24 - 30) :]:
+                assert not new
+            if n not in here and n not in order:
+                assert new
+            here.add(n)
+        fresh = [n for n, new in zip(batch, found, strict=True) if new]
+        order = [n for n in order if n not in fresh] + fresh
+        window.commit(NOW.timestamp() + step * number)
+        assert len(window) <= most
+
+
+MICROS = int(NOW.timestamp() * 1e6)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(MICROS, MICROS + 5_000_000), max_size=60),
+    st.integers(1, 40),
+    st.integers(1, 10),
+    st.integers(1, 6_000_000),
+)
+def test_what_fits_is_counted_before_it_is_read(times: list[int], most: int, share: int, length: int) -> None:
+    tally = Tally(MICROS, MICROS + 5_000_001)
+    for part in (times[::2], times[1::2]):
+        tally.add(np.array(part, np.int64))
+    assert len(tally) == len(times)
+    spans = tally.spans(most, share, length)
+    taken = [[time for time in times if begin <= time < end] for begin, end in spans]
+    assert all(taken)
+    assert spans == sorted(spans)
+    kept = sorted(time for part in taken for time in part)
+    assert kept == sorted(times)[len(times) - len(kept) :]  # the newest
+    assert len(kept) <= most
+    moment = 5  # µs
+    if left := sorted(times)[: len(times) - len(kept)]:
+        assert sum((time - MICROS) // moment == (left[-1] - MICROS) // moment for time in left) + len(kept) > most
+    for begin, end in spans:
+        inside = [(time - MICROS) // moment for time in times if begin <= time < end]
+        assert len(inside) - inside.count(max(inside)) < share
+        assert end - begin <= length + moment
+
+
+def test_a_moment_with_more_ids_than_fit_is_left_out() -> None:
+    """Rows that somebody wrote with one time: rather no window than no memory."""
+    window, tally = Window(240, 10), Tally(MICROS, MICROS + 100)
+    tally.add(np.full(11, MICROS + 50))
+    assert window.spans(tally) == []
+    assert window.shortened
+    assert window.reach(NOW.timestamp() + 1) == pytest.approx(1, abs=0.001)
+
+
 @settings(deadline=None)
 @given(st.lists(st.lists(st.text(max_size=2), max_size=20), max_size=8), st.integers(0, 300))
 def test_window_is_a_set(batches: list[list[str]], step: int) -> None:
     window, seen = Window(86_400), set[str]()
-    stamps = [int((NOW + timedelta(hours=hours)).timestamp() * 1e6) for hours in (0, 1)]
-    window.fill([(ids("x", "y"), np.array(stamps, np.int64))])
+    window.fill([ids("x"), ids("y")], NOW.timestamp())
     seen |= {"x", "y"}
     for number, batch in enumerate(batches):
         expected = []
@@ -395,3 +471,38 @@ def test_a_replaced_topic_is_shown_until_it_is_accepted(rig: Rig, monkeypatch: p
     stop.set()
     thread.join(20)
     assert sample("levada_sink_needs_operator", **labels) == 1
+
+
+def test_a_fenced_sink_stands_by_so_that_its_metric_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process counts ends with it; who looks must find the zero before the first, and the first."""
+    monkeypatch.setattr(lake, "catalog", lambda _: rig.catalog())
+    sink, stop, ended = Sink(rig.settings, rig.pipeline), threading.Event(), list[BaseException]()
+    assert REGISTRY.get_sample_value("levada_sink_fenced_total", {"pipeline": rig.pipeline.name}) == 0
+
+    def carry() -> None:
+        try:
+            sink.run(stop)
+        except FencedError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=carry)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not sink.ready() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        run(rig, 0)  # another sink takes its partitions
+        rig.send({"n": 1}, event_id="e1")
+        while not sample("levada_sink_fenced_total", pipeline=rig.pipeline.name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert sample("levada_sink_fenced_total", pipeline=rig.pipeline.name) == 1
+        time.sleep(0.3)
+        assert thread.is_alive()
+        assert sink.live()
+        assert not sink.ready()
+        assert not ended
+    finally:
+        stop.set()
+        thread.join(20)
+    assert "another sink has claimed partition 0" in str(ended[0])
+    assert rig.rows() == []
