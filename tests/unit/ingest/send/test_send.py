@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from levada.ingest.send import Progress, SendError
+from levada.ingest.send.client import Collector
 from levada.ingest.send.rows import FileError
 from levada.ingest.send.state import StateError
-from tests.unit.ingest.collecting import Collecting
+from tests.unit.ingest.collecting import API_KEY, Collecting
 from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import Held, Send, write_csv
@@ -217,6 +218,19 @@ def test_the_collector_away_for_a_while(
     assert send_file(path, report=stop_once).accepted == 20_000
     restarted[0].join()
     assert len(set(topic.ids())) == 20_000
+
+
+def test_nothing_is_sent_behind_what_was_given_up(collector: Collecting, held: Callable[[str], Held]) -> None:
+    """A thread that is free takes the next rows before the main thread has seen that it failed with the last ones."""
+    topic, keys = held("keyed"), ["wrong", API_KEY]
+    client = Collector(
+        lambda: collector.url, lambda: keys.pop(0), "keyed", connections=1, patience=9, stop=threading.Event()
+    )
+    for first in (0, 1):
+        with pytest.raises(SendError, match="answers 401"):
+            client.deliver("key", first, [b'{"n": 1, "user": "u"}'])
+    client.close()
+    assert topic.messages() == []
 
 
 @pytest.mark.parametrize(("key", "message"), [("wrong", "answers 401.*give the right key with --key-file")])
