@@ -115,7 +115,7 @@ class Collector:
                 self._split(batch_key, pending, outcome, answer)
                 break
             else:
-                raise SendError(_hopeless(answer))
+                raise SendError(hopeless(answer))
             attempt += 1
             self._wait(attempt, wait, reason)
         return outcome
@@ -203,7 +203,8 @@ def _detail(answer: httpx.Response) -> str:
         return answer.reason_phrase
 
 
-def _hopeless(answer: httpx.Response) -> str:
+def hopeless(answer: httpx.Response) -> str:
+    """What an answer says that waiting does not change, and what to do."""
     hint = {
         401: "give the right key with --key-file",
         403: "give a key for this pipeline with --key-file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -96,3 +97,25 @@ def test_the_exit_code_tells_of_refusals(tmp_path: Path, collector: Collecting) 
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, f"{path}: 1 rows accepted, 1 refused.\n")
     assert error == f"Which rows, and why: {path}.free.refused.ndjson\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--url", "nowhere.invalid:1"], "levada: no collector answers at nowhere.invalid:1 .*: correct --url"),
+        (["--key-file", "{folder}/wrong"], "levada: the collector answers 401, .*: give the right key with --key-file"),
+        (["--key-file", "{folder}/none"], "levada: credential file .*/none cannot be read: No such file"),
+        (["--pipeline", "nothing"], "levada: the collector answers 404, .*: declare the pipeline first, or correct"),
+        (["--format", "xml"], "(?s).*xml is none of csv, ndjson and parquet"),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_do(
+    tmp_path: Path, collector: Collecting, options: list[str], message: str
+) -> None:
+    path = write_csv(tmp_path / "f.csv", 10)
+    (tmp_path / "wrong").write_text("wrong")
+    process = start(collector, path, "free", *(option.format(folder=tmp_path) for option in options))
+    out, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert out == ""
+    assert re.match(message, error), error
