@@ -141,8 +141,8 @@ def test_no_broker_answers(line: Line) -> None:
         f"{len(refusals)} times 503 after at most {max(refusals):.2f} s (an answer without work {max(floor):.2f} s), "
         f"collector {grown / 2**20:+.0f} MiB, answers {back:.1f} s after the heal"
     )
-    # An answer that waits for nothing says what the two cores, which carry the clients as well, took of the second.
-    assert max(refusals) <= 1 + max(0.2, 2 * max(floor))
+    # As a client sees it: the collector needs 0.85 s of it at most, and the way to it and back has the rest.
+    assert max(refusals) <= 1
     assert grown <= 64 * 2**20
     assert back <= 5
 
