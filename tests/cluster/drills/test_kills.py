@@ -203,4 +203,5 @@ def test_the_command_of_operators(line: Line, tmp_path: Path) -> None:
     )
     assert "lost 0, doubled 0, out of order 0" in told
     entries = [json.loads(text) for text in ledger.read_text().splitlines()]
-    assert sum(entry["lines"] for entry in entries) == 4000
+    acknowledged = [(entry["key"], line) for entry in entries for line, _, _ in entry["acknowledged"]]
+    assert len(acknowledged) == len(set(acknowledged)) == 4000
