@@ -27,15 +27,18 @@ def drill(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="kill, pause, cut, cut-in, cut-out, node, oom, disk or restart; may be repeated. "
+            help="kill, pause, cut, cut-in, cut-out, node, oom, disk or restart; may be repeated; by default kill. "
             "A context given, kill and restart alone."
         ),
     ] = None,
     on: Annotated[
-        list[str] | None, typer.Option(help="Component to break, such as sink, collector or kafka; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Component to break; may be repeated; by default sink, collector and kafka."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides what breaks when; printed if none is given.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="File for every batch and its answers.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="File that every answer is added to; by default drill-<seed>.ndjson.")
+    ] = None,
     cluster: Cluster = "levada",
     context: Context = None,
     namespace: Namespace = "levada",

@@ -52,7 +52,8 @@ def send(
         ),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="Folder for the state and the refused rows; by default beside the file.")
+        Path | None,
+        typer.Option(help="Folder for the state and the refused rows; by default beside the file.", file_okay=False),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Send all rows again, under the ids they had.")] = False,
     give_up: Annotated[float, typer.Option(help="Seconds without any row answered after which to give up.")] = 300,
@@ -61,13 +62,15 @@ def send(
     namespace: Namespace = "levada",
 ) -> None:
     """Send every row of a file once; run it again to go on after a stop. Exit code 1 if rows were refused."""
-    from levada.ingest.send import Options, SendError, declared
+    from levada.ingest.send import KINDS, Options, SendError, declared
     from levada.ingest.send import send as start
     from levada.line.install import check
 
     delimiter = {"\\t": "\t"}.get(delimiter, delimiter)
     if len(delimiter) != 1:
         raise typer.BadParameter("a delimiter is one character", param_hint="--delimiter")
+    if kind is not None and kind not in KINDS.values():
+        raise typer.BadParameter(f"{kind} is none of csv, ndjson and parquet", param_hint="--format")
     known = check(values) if values else None
     if known is not None and pipeline not in known:
         raise SendError(f"pipeline {pipeline} is not declared there; declared are {', '.join(known)}")

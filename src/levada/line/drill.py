@@ -1,7 +1,8 @@
 """Send numbered events, break things meanwhile, and count what came out.
 
-Every answer goes into a ledger. A batch that was not acknowledged whole is sent again under the same idempotency key,
-as a client should, until it is; then the table must hold every event once and each writer's events in their order.
+Every answer goes into a ledger, with the events that it acknowledged. Those of a batch that were not are sent again
+under the same idempotency key, as a client should, until they are. One that was acknowledged is never sent again, so
+no retry can mend its loss; in the end the table must hold every event once and each writer's events in their order.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,7 +39,14 @@ _ATTEMPT_SECONDS: Final = 30.0
 
 @dataclass
 class Ledger:
-    """What was sent and how it was answered, one line a batch in a file."""
+    """How what was sent was answered, one line an answer in a file.
+
+    Args:
+        path: the file, which may be there already; the lines go to its end.
+
+    Raises:
+        LineError: it cannot be written.
+    """
 
     path: Path
     answers: Counter[str] = field(default_factory=Counter)
@@ -48,21 +56,34 @@ class Ledger:
     ends: dict[int, int] = field(default_factory=dict)
     """Partition → offset after the last acknowledged event."""
     longest: float = 0.0
-    """Longest time in seconds that one batch took from its first attempt to its acknowledgement."""
+    """Longest time in seconds that one batch took from its first attempt to its last answer."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, key: str, lines: int, attempts: Sequence[str], seconds: float, receipts: Sequence[Any]) -> None:
-        """Enter one batch that was acknowledged after these answers."""
-        entry = {"key": key, "lines": lines, "answers": list(attempts), "seconds": round(seconds, 3)}
+    def __post_init__(self) -> None:
+        try:
+            self.path.open("a").close()
+        except OSError as error:
+            raise LineError(f"{self.path}: {error.strerror}: name another file with --ledger") from error
+
+    def note(self, key: str, answer: str, seconds: float, receipts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Enter one answer to a batch.
+
+        Args:
+            key: the batch's idempotency key.
+            answer: its status, or the class of a broken connection.
+            seconds: since the first attempt of the batch.
+            receipts: of the events that are acknowledged by it.
+        """
+        places = [[receipt["line"], receipt["partition"], receipt["offset"]] for receipt in receipts]
+        entry = {"key": key, "answer": answer, "seconds": round(seconds, 3), "acknowledged": places}
         with self._lock:
             with self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-            self.answers.update(attempts)
-            self.acknowledged += lines
+            self.answers[answer] += 1
+            self.acknowledged += len(places)
             self.longest = max(self.longest, seconds)
-            for receipt in receipts:
-                partition, end = receipt["partition"], receipt["offset"] + 1
-                self.ends[partition] = max(self.ends.get(partition, 0), end)
+            for _, partition, offset in places:
+                self.ends[partition] = max(self.ends.get(partition, 0), offset + 1)
 
 
 @dataclass(frozen=True)
@@ -129,9 +150,10 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether every acknowledged event is there once and in order."""
-        found = self.audit
-        return not (found["missing"] or found["repeated"] or found["disordered"]) and found["rows"] == self.plan.total
+        """Whether every event is acknowledged, and there once and in order."""
+        found, total = self.audit, self.plan.total
+        whole = self.ledger.acknowledged == found["rows"] == total
+        return whole and not (found["missing"] or found["repeated"] or found["disordered"])
 
     def render(self) -> str:
         """The ledger in a few lines of at most 80 columns."""
@@ -167,9 +189,11 @@ class Drill:
             raise LineError(
                 f"{refused[0]} needs this machine's own cluster; a kube context takes {', '.join(ANYWHERE)}"
             )
-        for component in plan.components if "disk" in plan.kinds else ():
-            found = target.objects("statefulsets", f"app.kubernetes.io/component={component}")
-            if not any(each["spec"].get("volumeClaimTemplates") for each in found):
+        for component in plan.components if plan.faults else ():
+            found = target.objects("deployments,statefulsets", f"app.kubernetes.io/component={component}")
+            if not found:
+                raise LineError(f"there is no {component} to break: levada status shows what there is")
+            if "disk" in plan.kinds and not any(each["spec"].get("volumeClaimTemplates") for each in found):
                 raise LineError(f"{component} has no disk that could be full: say --on kafka with --kind disk")
         self._target, self._pipeline, self._plan, self._say = target, pipeline, plan, say
         self._chance = random.Random(plan.seed)  # noqa: S311
@@ -232,7 +256,7 @@ class Drill:
                     while self._reached(self._gate.allowed(time.monotonic())) and not self._stop.wait(0.02):
                         pass
                     turns = plan.lines // plan.writers
-                    events = (
+                    events = [
                         {
                             "writer": f"{self._prefix}{connection}-{writer}",
                             "number": batch * turns + turn,
@@ -240,40 +264,38 @@ class Drill:
                         }
                         for turn in range(turns)
                         for writer in range(plan.writers)
-                    )
-                    body = "\n".join(map(json.dumps, events)).encode()
-                    self._send(client, url, f"{self._prefix}c{connection}-b{batch}", body)
+                    ]
+                    self._send(client, url, f"{self._prefix}c{connection}-b{batch}", list(map(json.dumps, events)))
         except BaseException as error:
             self._errors.append(error)
 
-    def _send(self, client: httpx.Client, path: str, key: str, body: bytes) -> None:
-        """Send one batch until it is acknowledged whole."""
+    def _send(self, client: httpx.Client, path: str, key: str, events: Sequence[str]) -> None:
+        """Send the events of one batch until each is acknowledged, and from then on not again."""
         headers = {
             "Authorization": f"Bearer {self._key}",
             "Content-Type": "application/x-ndjson",
             "Idempotency-Key": key,
         }
-        attempts: list[str] = []
+        lines = list(events)
         begin = time.monotonic()
-        while not self._stop.is_set():
+        while any(lines) and not self._stop.is_set():
             pause = 0.1
             try:
                 url = self._target.url(self._target.name("collector"), 8080)
-                answer = client.post(url + path, content=body, headers=headers)
+                # An empty line stands where one is acknowledged: an event's id follows from the number of its line.
+                answer = client.post(url + path, content="\n".join(lines).encode(), headers=headers)
             except (httpx.TransportError, LineError) as error:
-                attempts.append(type(error).__name__)
+                self._ledger.note(key, type(error).__name__, time.monotonic() - begin)
             else:
-                attempts.append(str(answer.status_code))
-                if answer.status_code == 202:
-                    receipts = answer.json()["receipts"]
-                    if len(receipts) != self._plan.lines:
-                        raise LineError(f"{self._plan.lines} lines were answered with {len(receipts)} receipts")
-                    self._ledger.note(key, self._plan.lines, attempts, time.monotonic() - begin, receipts)
-                    return
-                if answer.status_code not in (207, 429, 502, 503):
+                if answer.status_code not in (202, 207, 429, 502, 503):
                     raise LineError(f"batch {key} was answered {answer.status_code}: {answer.text[:300]}")
+                acknowledged = _acknowledged(answer, lines)
+                self._ledger.note(key, str(answer.status_code), time.monotonic() - begin, acknowledged)
+                for receipt in acknowledged:
+                    lines[receipt["line"] - 1] = ""
                 pause = min(float(answer.headers.get("Retry-After", pause)), 2.0)
-            self._stop.wait(pause)
+            if any(lines):
+                self._stop.wait(pause)
 
     def _victim(self, component: str, pod: dict[str, Any]) -> Victim:
         """A pod, or what has taken its place, with its processes if they are on this machine."""
@@ -339,3 +361,21 @@ class Drill:
             )
         )
         return found
+
+
+def _acknowledged(answer: httpx.Response, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The receipts of the lines that an answer acknowledges.
+
+    Raises:
+        LineError: a line that was sent has no receipt, or is refused for good.
+    """
+    if answer.status_code not in (202, 207):
+        return []
+    receipts = answer.json()["receipts"]
+    sent = [number for number, line in enumerate(lines, start=1) if line]
+    if [receipt["line"] for receipt in receipts] != sent:
+        raise LineError(f"{len(sent)} lines were answered with receipts for others: {answer.text[:300]}")
+    for receipt in receipts:
+        if receipt["status"] not in (202, 429, 503):
+            raise LineError(f"an event of a drill was refused: {receipt}")
+    return [receipt for receipt in receipts if receipt["status"] == 202]

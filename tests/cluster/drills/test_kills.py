@@ -108,7 +108,8 @@ def test_a_broker_that_lost_its_disk_joins_again(line: Line, tmp_path: Path, mon
 
 @pytest.mark.row(7)
 def test_no_broker_answers(line: Line) -> None:
-    assert post(line, "before").status_code == 202
+    # Every collector has had an acknowledgement: the first one of a new client is waited for longer.
+    assert all(post(line, "before").status_code == 202 for _ in range(10))
     before = resident(line, "collector")
     with signalled(processes(line, "kafka"), signal.SIGSTOP, signal.SIGCONT):
         stop = time.monotonic() + 20
@@ -141,8 +142,8 @@ def test_no_broker_answers(line: Line) -> None:
         f"{len(refusals)} times 503 after at most {max(refusals):.2f} s (an answer without work {max(floor):.2f} s), "
         f"collector {grown / 2**20:+.0f} MiB, answers {back:.1f} s after the heal"
     )
-    # An answer that waits for nothing says what the two cores, which carry the clients as well, took of the second.
-    assert max(refusals) <= 1 + max(0.2, 2 * max(floor))
+    # As a client sees it: the collector needs 0.85 s of it at most, and the way to it and back has the rest.
+    assert max(refusals) <= 1
     assert grown <= 64 * 2**20
     assert back <= 5
 
@@ -203,4 +204,5 @@ def test_the_command_of_operators(line: Line, tmp_path: Path) -> None:
     )
     assert "lost 0, doubled 0, out of order 0" in told
     entries = [json.loads(text) for text in ledger.read_text().splitlines()]
-    assert sum(entry["lines"] for entry in entries) == 4000
+    acknowledged = [(entry["key"], line) for entry in entries for line, _, _ in entry["acknowledged"]]
+    assert len(acknowledged) == len(set(acknowledged)) == 4000

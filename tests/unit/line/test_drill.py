@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
+import httpx
 import pytest
 
 from levada.cli.drill import drill
@@ -39,6 +40,15 @@ class Line:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else (self.statuses or [{}])[0]
         ready = {"type": "Ready", "status": str(status.pop("ready", False))}
         return json.dumps({"status": {"conditions": [ready], "containerStatuses": [{"name": "kafka", **status}]}})
+
+    def secret(self, component: str, key: str) -> str:
+        return "secret"
+
+    def name(self, component: str) -> str:
+        return f"levada-{component}"
+
+    def url(self, service: str, port: int) -> str:
+        return f"http://{service}:{port}"
 
     def objects(self, kind: str, selector: str) -> list[dict[str, Any]]:
         self.asked.append((kind, selector))
@@ -71,11 +81,11 @@ def test_a_load_lasts_as_long_as_its_fault() -> None:
 def test_only_a_whole_and_ordered_result_is_good(tmp_path: Path) -> None:
     def result(**found: int) -> Result:
         audit = {"rows": 1000, "events": 1000, "missing": 0, "repeated": 0, "disordered": 0} | found
-        return Result(
-            Plan(events=1000, faults=0), Ledger(tmp_path / "ledger"), faults=cast(Any, {}), audit=audit, seconds=1
-        )
+        ledger = Ledger(tmp_path / "ledger", acknowledged=audit.pop("acknowledged", 1000))
+        return Result(Plan(events=1000, faults=0), ledger, faults=cast(Any, {}), audit=audit, seconds=1)
 
     assert result().good
+    assert not result(acknowledged=999).good
     for wrong in ({"missing": 1}, {"repeated": 1}, {"disordered": 1}, {"rows": 999}, {"rows": 1001}):
         assert not result(**wrong).good
 
@@ -95,11 +105,67 @@ def test_a_kube_context_takes_no_fault_of_machines(kind: str, tmp_path: Path) ->
 
 
 def test_only_what_has_a_disk_can_have_a_full_one(tmp_path: Path) -> None:
-    line = Line(workloads=({"kind": "StatefulSet", "spec": {}},))
+    line = Line(workloads=({"kind": "Deployment", "spec": {}},))
     line.cluster = object()
     with pytest.raises(LineError, match="sink has no disk that could be full: say --on kafka"):
         Drill(cast(Target, line), PIPELINE, Plan(1, 1, ("kill", "disk"), ("sink",)), tmp_path / "ledger", print)
-    assert line.asked == [("statefulsets", "app.kubernetes.io/component=sink")]
+    assert line.asked == [("deployments,statefulsets", "app.kubernetes.io/component=sink")]
+
+
+def test_a_component_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(LineError, match="there is no snik to break: levada status shows what there is"):
+        Drill(cast(Target, Line()), PIPELINE, Plan(1, 1, components=("snik",)), tmp_path / "ledger", print)
+
+
+def test_a_ledger_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(LineError, match="No such file or directory: name another file with --ledger"):
+        Drill(cast(Target, Line()), PIPELINE, Plan(1, 0), tmp_path / "none" / "ledger", print)
+
+
+def test_an_event_is_acknowledged_at_any_attempt_and_not_sent_again(tmp_path: Path) -> None:
+    """Else a retry would mend the loss of one that a 207 acknowledged, and the drill would count none."""
+    refused = {"status": 503, "detail": "Kafka does not take the event now"}
+    answers: list[Any] = [
+        httpx.Response(503),
+        httpx.Response(207, json={"receipts": [_receipt(1, 7), {"line": 2, **refused}, _receipt(3, 8)]}),
+        httpx.ReadError("broken"),
+        httpx.Response(202, json={"receipts": [_receipt(2, 9)]}),
+    ]
+    bodies: list[bytes] = []
+
+    def collector(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return cast(httpx.Response, answer)
+
+    made = Drill(cast(Target, Line()), PIPELINE, Plan(3, 0, lines=3), tmp_path / "ledger", print)
+    with httpx.Client(transport=httpx.MockTransport(collector)) as client:
+        made._send(client, "/v1/drill/events", "k", ["a", "b", "c"])
+    assert bodies == [b"a\nb\nc", b"a\nb\nc", b"\nb\n", b"\nb\n"]
+    assert (made._ledger.acknowledged, made._ledger.ends) == (3, {0: 10})
+    assert made._ledger.answers == {"503": 1, "207": 1, "ReadError": 1, "202": 1}
+    entries = [json.loads(text) for text in (tmp_path / "ledger").read_text().splitlines()]
+    assert [entry["acknowledged"] for entry in entries] == [[], [[1, 0, 7], [3, 0, 8]], [], [[2, 0, 9]]]
+
+
+@pytest.mark.parametrize(
+    ("receipts", "message"),
+    [
+        ([{"line": 1, "status": 422, "detail": "no"}, {"line": 2, "status": 503}], "an event of a drill was refused"),
+        ([{"line": 1, "status": 202, "partition": 0, "offset": 1}], "2 lines were answered with receipts for others"),
+    ],
+)
+def test_an_answer_that_no_drill_expects_ends_it(receipts: list[Any], message: str, tmp_path: Path) -> None:
+    made = Drill(cast(Target, Line()), PIPELINE, Plan(2, 0, lines=2), tmp_path / "ledger", print)
+    transport = httpx.MockTransport(lambda _: httpx.Response(207, json={"receipts": receipts}))
+    with httpx.Client(transport=transport) as client, pytest.raises(LineError, match=message):
+        made._send(client, "/v1/drill/events", "k", ["a", "b"])
+
+
+def _receipt(line: int, offset: int) -> dict[str, Any]:
+    return {"line": line, "status": 202, "event_id": f"k-{line}", "partition": 0, "offset": offset}
 
 
 def test_with_a_kube_context_a_pod_is_deleted_without_grace() -> None:

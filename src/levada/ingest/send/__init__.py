@@ -6,6 +6,6 @@ an id once.
 """
 
 from levada.ingest.send.client import SendError
-from levada.ingest.send.run import Options, Progress, Summary, send
+from levada.ingest.send.run import KINDS, Options, Progress, Summary, send
 
-__all__ = ["Options", "Progress", "SendError", "Summary", "send"]
+__all__ = ["KINDS", "Options", "Progress", "SendError", "Summary", "send"]

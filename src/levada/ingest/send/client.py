@@ -53,7 +53,7 @@ class Collector:
         key: the API key now.
         pipeline: where to post.
         patience: seconds without any row being answered after which sending gives up.
-        stop: ends all waiting.
+        stop: ends all waiting, and nothing more is sent.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Collector:
     ) -> None:
         self._url, self._key, self._path = url, key, f"/v1/{pipeline}/events"
         self._patience, self._stop = patience, stop
+        self._reason = "stopped"
         self._progress = time.monotonic()
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._client = httpx.Client(timeout=httpx.Timeout(60, connect=5), limits=limits)
@@ -79,11 +80,22 @@ class Collector:
     def deliver(self, batch_key: str, first: int, rows: Sequence[bytes]) -> Outcome:
         """Post rows of one group, the first of which has the number ``first`` (from 0), until each is answered.
 
-        A row of no bytes is left out.
+        A row of no bytes is left out. Once one delivery has failed, so does every other: rows sent behind those that
+        were given up would lie before them.
 
         Raises:
             SendError: the collector refuses all requests, or none was answered for too long.
         """
+        try:
+            self._go_on()
+            return self._deliver(batch_key, first, rows)
+        except Exception as error:
+            if not self._stop.is_set():
+                self._reason = str(error)
+                self._stop.set()  # here and now: a thread that is free takes its next rows before anybody is told
+            raise
+
+    def _deliver(self, batch_key: str, first: int, rows: Sequence[bytes]) -> Outcome:
         pending = {first + place: row for place, row in enumerate(rows) if row}
         outcome = Outcome()
         attempt = 0
@@ -103,7 +115,7 @@ class Collector:
                 self._split(batch_key, pending, outcome, answer)
                 break
             else:
-                raise SendError(_hopeless(answer))
+                raise SendError(hopeless(answer))
             attempt += 1
             self._wait(attempt, wait, reason)
         return outcome
@@ -161,8 +173,12 @@ class Collector:
         idle = time.monotonic() - self._progress
         if idle + seconds > self._patience:
             raise SendError(f"the collector {reason or 'does not answer'}, and no row was answered for {idle:.0f} s")
-        if self._stop.wait(seconds):
-            raise SendError("stopped")
+        self._go_on(seconds)
+
+    def _go_on(self, wait: float = 0) -> None:
+        """Wait so many seconds; SendError with the first reason if sending has ended."""
+        if self._stop.wait(wait):
+            raise SendError(self._reason)
 
 
 def _receipts(answer: httpx.Response, pending: Mapping[int, bytes]) -> dict[int, dict[str, Any]]:
@@ -187,7 +203,8 @@ def _detail(answer: httpx.Response) -> str:
         return answer.reason_phrase
 
 
-def _hopeless(answer: httpx.Response) -> str:
+def hopeless(answer: httpx.Response) -> str:
+    """What an answer says that waiting does not change, and what to do."""
     hint = {
         401: "give the right key with --key-file",
         403: "give a key for this pipeline with --key-file",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import httpx
 
-from levada.ingest.send.client import SendError
+from levada.ingest.send.client import SendError, hopeless
 from levada.pipeline import Field, FieldType, Pipeline
 
 _TYPES: Final[dict[tuple[str, str | None], FieldType]] = {
@@ -25,15 +25,20 @@ def fetch(url: Callable[[], str], key: Callable[[], str], name: str) -> Pipeline
     Raises:
         SendError: the collector does not answer, or not with the pipeline's description.
     """
+    address, headers = url(), {"Authorization": f"Bearer {key()}"}
     try:
-        answer = httpx.get(f"{url()}/v1/{name}/openapi.json", headers={"Authorization": f"Bearer {key()}"}, timeout=10)
-        answer.raise_for_status()
+        answer = httpx.get(f"{address}/v1/{name}/openapi.json", headers=headers, timeout=10)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise SendError(f"no collector answers at {address} ({error}): correct --url, or see levada status") from error
+    if answer.status_code != 200:
+        raise SendError(hopeless(answer))
+    try:
         described = answer.json()["components"]["schemas"][name]
         return Pipeline(name=name, fields={field: _field(described, field) for field in described["properties"]})
-    except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise SendError(
-            f"the collector does not tell the fields of pipeline {name} ({error}): "
-            "give the values file that declares it with -f"
+            f"what answers at {address} does not tell the fields of pipeline {name}: correct --url, or give the values "
+            "file that declares it with -f"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 import time
 from collections import deque
@@ -130,7 +131,7 @@ def _send(
     folder = options.folder or path.parent
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / f"{path.name}.{pipeline.name}.sent.json"
-    refusals = folder / f"{path.name}.refused.ndjson"
+    refusals = folder / f"{path.name}.{pipeline.name}.refused.ndjson"
     rows = reader(file, path, kind, pipeline, options.skip, options.delimiter)
     state = states.begin(file, state_path, pipeline.name)
     if options.again:
@@ -138,8 +139,8 @@ def _send(
     if state.finished is not None:
         return Summary(state.accepted, state.refused, refusals, sent_before=True)
     stop = threading.Event()
-    collector = Collector(url, key, pipeline.name, connections=options.in_flight, patience=options.patience, stop=stop)
     run = _Run(file, rows, state, state_path, refusals, report)
+    collector = Collector(url, key, pipeline.name, connections=options.in_flight, patience=options.patience, stop=stop)
     try:
         with ThreadPoolExecutor(options.in_flight) as pool:
             try:
@@ -172,17 +173,32 @@ class _Run:
         self._file, self._rows, self._state, self._state_path = file, rows, state, state_path
         self._refusals_path, self._report = refusals, report
         self._saved = 0.0
-        # What a run that was killed wrote after its last note is written again.
-        with refusals.open("ab") as end:
-            end.truncate(state.refused_bytes)
+        # Before the file is cut: a state that says more than the file holds could not be gone on from.
+        states.save(state, state_path)
         self._refusals = refusals.open("ab")
+        if self._refusals.tell() < state.refused_bytes:
+            self._refusals.close()
+            raise FileError(
+                f"{refusals} lacks rows that were refused before: put it back, or send all rows again with --again "
+                "(no row will be there twice)"
+            )
+        # What was written after the last saved position is refused, and written, again.
+        self._refusals.truncate(state.refused_bytes)
+        self._refusals.seek(state.refused_bytes)
 
     def close(self) -> None:
         """Note how far it came; a file of refusals without any is taken away."""
-        self._refusals.close()
-        states.save(self._state, self._state_path)
+        with self._refusals:
+            self._save()
         if self._state.refused == 0:
             self._refusals_path.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        """Save the position. The refusals up to it are on the disk before, so that none is missing behind a kill."""
+        self._refusals.flush()
+        os.fsync(self._refusals.fileno())
+        states.save(self._state, self._state_path)
+        self._saved = time.monotonic()
 
     def all(self, pool: ThreadPoolExecutor, collector: Collector, window: int, size: int) -> None:
         """Send all that is left. Batches are noted in their order, however they are answered."""
@@ -232,12 +248,9 @@ class _Run:
         state.answered = batch.first + len(batch.rows)
         state.accepted += outcome.accepted
         state.refused += len(refused)
-        now = time.monotonic()
-        if now - self._saved > _SAVE_SECONDS:
-            self._saved = now
-            self._refusals.flush()
-            state.refused_bytes = self._refusals.tell()
-            states.save(state, self._state_path)
+        state.refused_bytes = self._refusals.tell()
+        if time.monotonic() - self._saved > _SAVE_SECONDS:
+            self._save()
         share = (state.answered - block.start.row) / max(1, len(block.rows))
         begun = block.start.offset if block.start.offset else block.read * block.start.row // max(1, state.answered)
         self._report(

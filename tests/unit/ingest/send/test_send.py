@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from levada.ingest.send import Progress, SendError
+from levada.ingest.send.client import Collector
 from levada.ingest.send.rows import FileError
 from levada.ingest.send.state import StateError
-from tests.unit.ingest.collecting import Collecting
+from tests.unit.ingest.collecting import API_KEY, Collecting
 from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import Held, Send, write_csv
@@ -102,6 +103,49 @@ def test_refused_rows_are_named_with_their_reason(tmp_path: Path, send_file: Sen
     assert "many" not in summary.refusals.read_text()  # values may be secrets
 
 
+def test_refusals_of_a_run_that_ended_early_are_kept_once(tmp_path: Path, send_file: Send) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("n,user\n" + "-1,u\n" * 200)
+
+    def end(now: Progress) -> None:
+        if now.refused >= until:  # several batches within the time between two saved positions
+            raise SendError("ended")
+
+    found = tmp_path / "f.csv.free.refused.ndjson"
+    for until in (60, 80):
+        with pytest.raises(SendError, match=f"0 rows are accepted, {until} refused"):
+            send_file(path, batch=20, report=end)
+        assert [each["row"] for each in refusals(found)] == list(range(1, until + 1))
+        with found.open("a") as file:
+            file.write('{"row": 61, "status": 4')  # of a run that was killed behind its last saved position
+    assert send_file(path, batch=20).refused == 200
+    assert [each["row"] for each in refusals(found)] == list(range(1, 201))
+
+
+def test_refusals_that_are_gone_are_not_passed_over(tmp_path: Path, send_file: Send) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("n,user\n" + "-1,u\n" * 40)
+
+    def end(now: Progress) -> None:
+        raise SendError("ended")
+
+    with pytest.raises(SendError, match="20 refused"):
+        send_file(path, batch=20, report=end)
+    (tmp_path / "f.csv.free.refused.ndjson").unlink()
+    with pytest.raises(FileError, match=r"lacks rows that were refused before: put it back, or .* --again"):
+        send_file(path)
+    assert len(refusals(send_file(path, again=True).refusals)) == 40
+
+
+def test_each_pipeline_has_its_own_refusals_of_one_file(tmp_path: Path, send_file: Send) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("n,user\n-1,u\n2,u\n")
+    first = send_file(path, "free").refusals
+    second = send_file(path, "other").refusals
+    assert first != second
+    assert len(refusals(first)) == len(refusals(second)) == 1
+
+
 def test_ndjson_and_parquet(tmp_path: Path, send_file: Send, held: Callable[[str], Held]) -> None:
     topic = held("free")
     lines = tmp_path / "f.ndjson"
@@ -174,6 +218,19 @@ def test_the_collector_away_for_a_while(
     assert send_file(path, report=stop_once).accepted == 20_000
     restarted[0].join()
     assert len(set(topic.ids())) == 20_000
+
+
+def test_nothing_is_sent_behind_what_was_given_up(collector: Collecting, held: Callable[[str], Held]) -> None:
+    """A thread that is free takes the next rows before the main thread has seen that it failed with the last ones."""
+    topic, keys = held("keyed"), ["wrong", API_KEY]
+    client = Collector(
+        lambda: collector.url, lambda: keys.pop(0), "keyed", connections=1, patience=9, stop=threading.Event()
+    )
+    for first in (0, 1):
+        with pytest.raises(SendError, match="answers 401"):
+            client.deliver("key", first, [b'{"n": 1, "user": "u"}'])
+    client.close()
+    assert topic.messages() == []
 
 
 @pytest.mark.parametrize(("key", "message"), [("wrong", "answers 401.*give the right key with --key-file")])
