@@ -19,6 +19,7 @@ from levada.cluster import packages
 from levada.cluster.errors import ClusterError
 from levada.serving.champion import WAITING
 from levada.serving.quality import ALARMS
+from levada.stream.metrics import FENCED, NEEDS_OPERATOR
 from tests.environments import CACHE
 
 RULES = Path(__file__).parents[3] / "charts" / "levada" / "charts" / "observability" / "files" / "alerts.yml"
@@ -91,6 +92,10 @@ def judge(promtool: str, tmp_path: Path, given: list[dict[str, str]], asked: lis
             "ModelWatched", ALARMS, {"name": "iris", "version": "3"},
             "Version 3 of iris is asked or errs otherwise than in training.",
         ),
+        (
+            "SinkNeedsOperator", NEEDS_OPERATOR, {"pipeline": "iris", "state": "topic-replaced"},
+            "The sink of iris stands still, topic-replaced; its log says what to decide.",
+        ),
     ],
 )  # fmt: skip
 def test_what_a_person_must_look_at_is_an_alert(
@@ -102,9 +107,28 @@ def test_what_a_person_must_look_at_is_an_alert(
         {"series": f'{described.name}{{{named},pod="{pod}"}}', "values": values}
         for pod, values in (("a", "0 2 0"), ("b", "0 1 0"))
     ]
-    fired = {"exp_labels": {"severity": "warning", **labels}, "exp_annotations": {"summary": summary}}
+    severity = "critical" if metric is NEEDS_OPERATOR else "warning"
+    fired = {"exp_labels": {"severity": severity, **labels}, "exp_annotations": {"summary": summary}}
     asked = [
         {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": [fired] if minute == 1 else []}
         for minute in range(3)
+    ]
+    judge(promtool, tmp_path, given, asked)
+
+
+def test_a_fenced_sink_is_an_alert_though_its_process_ends(promtool: str, tmp_path: Path) -> None:
+    (described,) = FENCED.describe()
+    name = f'{described.name}_total{{pipeline="iris",pod="%s"}}'
+    given = [
+        {"series": name % "loser", "values": "0 0 1 0 0" + " 0" * 20},  # seen once, then it started again
+        {"series": name % "winner", "values": "0" + " 0" * 24},
+    ]
+    fired = {
+        "exp_labels": {"severity": "critical", "pipeline": "iris"},
+        "exp_annotations": {"summary": "A sink of iris lost a partition to another; two may be set up for one."},
+    }
+    asked = [
+        {"eval_time": f"{minute}m", "alertname": "SinkFenced", "exp_alerts": [fired] if 2 <= minute <= 15 else []}
+        for minute in (0, 1, 2, 10, 24)
     ]
     judge(promtool, tmp_path, given, asked)
