@@ -22,7 +22,7 @@ chart: .venv ## Every values combination rendered and checked
 cluster: .venv ## The line on a real cluster of its own name, driven from outside (KEEP=1 keeps it)
 	$(PYTEST) --timeout 2400 -o faulthandler_timeout=900 tests/cluster
 bench: .venv ## Figures as ratios against peers and floors in the same run; never part of the tests
-	.venv/bin/python -m pytest -s tests/bench
+	$(PYTEST) -s tests/bench
 
 ##@ Upkeep
 generate: .venv ## Write again what is generated: values schema, reference pages, claims
