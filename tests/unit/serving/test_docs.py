@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from levada.cluster import ClusterError, packages
-from levada.cluster.progress import Console
 from levada.pipeline import parse_pipeline
+from tests.chromium import running
 
 from .conftest import DECLARED
 from .predicting import Running
@@ -47,22 +45,8 @@ def test_all_of_the_page_comes_from_the_predictor(url: str) -> None:
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[Chrome]:
-    """Debian's Chromium and its driver, installed where they are missing and that is allowed."""
-    try:
-        packages.ensure(("chromium", "chromium-driver", "fonts-dejavu-core"), Console())
-    except (ClusterError, OSError) as error:
-        pytest.skip(f"no Chromium: {error}")
-    options = ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for argument in ("headless=new", "disable-dev-shm-usage", f"user-data-dir={tmp_path}"):
-        options.add_argument(f"--{argument}")
-    if os.geteuid() == 0:  # Chromium's sandbox is not for root
-        options.add_argument("--no-sandbox")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = Chrome(options, ChromeService("/usr/bin/chromedriver"))
-    browser.set_page_load_timeout(30)
-    yield browser
-    browser.quit()
+    with running(tmp_path, logs={"browser": "ALL", "performance": "ALL"}) as browser:
+        yield browser
 
 
 def test_a_browser_shows_how_to_predict_and_asks_nobody_else(url: str, chromium: Chrome) -> None:

@@ -76,14 +76,19 @@ def test_closed_hours_have_few_files_and_the_same_rows(rig: Rig) -> None:
     assert len(rig.rows()) == 13
 
 
-def test_files_are_closed_at_their_size(rig: Rig) -> None:
-    """At most ceil(bytes / target) + 1 files, whatever the target; large files are left alone."""
+def commits(rig: Rig, count: int) -> None:
+    """So many commits, of 200 rows each."""
     with rig.session() as session:
         session.start()
-        for number in range(8):
+        for number in range(count):
             rig.send_many([(b'{"n":%d}' % own, f"{number}-{own}", AGO.isoformat(), 0) for own in range(200)])
             read(session, 200)
             session.commit()
+
+
+def test_files_are_closed_at_their_size(rig: Rig) -> None:
+    """At most ceil(bytes / target) + 1 files, whatever the target; large files are left alone."""
+    commits(rig, 8)
     target = 2 * max(task.file.file_size_in_bytes for task in table_of(rig).scan().plan_files())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maintain_module, "_ROW_GROUP", 100)
@@ -95,12 +100,7 @@ def test_files_are_closed_at_their_size(rig: Rig) -> None:
 
 def test_a_row_group_ends_with_its_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows may be wide: what is held in memory is bounded by their size, not by their number alone."""
-    with rig.session() as session:
-        session.start()
-        for number in range(3):
-            rig.send_many([(b'{"n":%d}' % own, f"{number}-{own}", AGO.isoformat(), 0) for own in range(200)])
-            read(session, 200)
-            session.commit()
+    commits(rig, 3)
     monkeypatch.setattr(maintain_module, "_READ_ROWS", 50)
     monkeypatch.setattr(maintain_module, "_ROW_GROUP_BYTES", 10_000)
     upkeep(rig)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium.common.exceptions import WebDriverException
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from levada.cluster import packages
-from levada.cluster.errors import ClusterError
-from levada.cluster.progress import Console
+from tests.chromium import running
 from tests.unit.ingest.kafka import MockKafka
 
 from .conftest import Page
@@ -28,22 +25,8 @@ PICTURES = Path(__file__).parents[4] / "build" / "pictures"
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Debian's Chromium and its driver, installed where they are missing and that is allowed."""
-    try:
-        packages.ensure(("chromium", "chromium-driver", "fonts-dejavu-core"), Console())
-    except (ClusterError, OSError) as error:
-        pytest.skip(f"no Chromium: {error}")
-    options = ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in ("headless=new", "window-size=720,1100", "disable-dev-shm-usage", f"user-data-dir={profile}"):
-        options.add_argument(f"--{argument}")
-    if os.geteuid() == 0:  # Chromium's sandbox is not for root
-        options.add_argument("--no-sandbox")
-    browser = Chrome(options, ChromeService("/usr/bin/chromedriver"))
-    browser.set_page_load_timeout(30)
-    yield browser
-    browser.quit()
+    with running(tmp_path_factory.mktemp("profile"), "window-size=720,1100") as browser:
+        yield browser
 
 
 class Seen:
