@@ -6,10 +6,22 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.compiler import compile_c
 
 _folder = tempfile.TemporaryDirectory(prefix="openloop-")
+
+
+class Tail(NamedTuple):
+    """How long answers took, in milliseconds from when a request was due."""
+
+    p50: float
+    p99: float
+    p99_undisturbed: float
+    """Of the requests that were not under way while the machine kept the client itself from running."""
+    disturbed: float
+    """Share of those that were."""
 
 
 @cache
@@ -17,12 +29,10 @@ def _client() -> Path:
     return compile_c(Path(__file__).with_suffix(".c"), Path(_folder.name) / "openloop")
 
 
-def tail(
-    port: int, request: bytes, *, rate: float, seconds: float, connections: int, cores: str
-) -> tuple[float, float]:
-    """p50 and p99 in milliseconds, from when a request was due; every one must be answered with a 2xx."""
+def tail(port: int, request: bytes, *, rate: float, seconds: float, connections: int, cores: str) -> Tail:
+    """Ask at a fixed rate; every answer must be a 2xx."""
     words = [str(_client()), str(port), f"{rate}", f"{seconds}", str(connections)]
     done = subprocess.run(["taskset", "-c", cores, *words], input=request, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
-    p50, p99 = (float(text) * 1000 for text in done.stdout.split())
-    return p50, p99
+    p50, p99, undisturbed, disturbed = map(float, done.stdout.split())
+    return Tail(p50 * 1000, p99 * 1000, undisturbed * 1000, disturbed)

@@ -26,8 +26,9 @@ from tests.unit.serving.conftest import mlflow_server, model_file
 from tests.unit.serving.predicting import Process
 from tests.unit.serving.test_hostile import CASES, TARGET
 
+from .load import CLIENT_CORE
 from .servers import ROOT, pinned
-from .test_predict import CLIENT_CORE, ROUNDS
+from .test_predict import ROUNDS
 
 RATE = 1000.0
 """Requests a second of the neighbour, a twentieth of the best rate."""
@@ -86,7 +87,7 @@ def hostile(port: int) -> Iterator[subprocess.Popen[str]]:
 def neighbour(port: int) -> tuple[float, float]:
     """p50 and p99 in milliseconds, for as long as a round of the hostile ones lasts."""
     seconds = len(CASES) / HOSTILE
-    return tail(port, TARGET.one, rate=RATE, seconds=seconds, connections=64, cores=str(CLIENT_CORE))
+    return tail(port, TARGET.one, rate=RATE, seconds=seconds, connections=64, cores=str(CLIENT_CORE))[:2]
 
 
 def test_what_neighbours_of_hostile_clients_notice(process: Process, nobody: int) -> None:

@@ -1,10 +1,10 @@
 """What a prediction costs: the predictor beside the least that ASGI can answer, and beside what people use.
 
-Method: each server a process on core 0, alone or with its helpers; wrk, or a client that keeps its own time, on core 1;
-keep-alive, 32 connections, rounds of all servers in turn after a warm-up. Ours is the real process, with API keys and
+Method: each server a process on core 0, alone or with its helpers; wrk on core 1; keep-alive, 32 connections, rounds of
+all servers in turn after a warm-up. Ours is the real process, with API keys and
 metrics on; the others ask for no key. CPU time is user plus system of the process and all that it started, from /proc:
 it moves far less with the neighbours than requests a second. The start is from the process's beginning to its first
-prediction; the tail is measured at half of the best rate. `hello` answers two bytes to anything; `naive` is FastAPI
+prediction. `hello` answers two bytes to anything; `naive` is FastAPI
 that loads the model for each request.
 """
 
@@ -14,71 +14,24 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.bench.openloop import tail
 from tests.unit.ingest.kafka import MockKafka
 from tests.unit.serving.conftest import mlflow_server
 
+from .load import Measured, wrk
 from .models import Trained, train
-from .servers import Server, cpu_seconds, predictor, resident, started
+from .servers import Server, predictor, resident, started
 
 ROUNDS = int(os.environ.get("LEVADA_BENCH_ROUNDS", "3"))
 SECONDS = float(os.environ.get("LEVADA_BENCH_SECONDS", "3"))
-CONNECTIONS, CLIENT_CORE = 32, 1
-GOALS = {"start": 1.5, "memory": 110.0, "p99": 3.0}
-
-
-@dataclass
-class Measured:
-    """One server and one kind of request."""
-
-    server: Server
-    rows: int
-    rates: list[float] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
-
-    @property
-    def cost(self) -> float:
-        """CPU microseconds a request."""
-        return statistics.median(self.costs)
-
-    @property
-    def rate(self) -> float:
-        """Requests a second."""
-        return statistics.median(self.rates)
-
-
-def wrk(measured: Measured, seconds: float, folder: Path) -> None:
-    server, script = measured.server, folder / "post.lua"
-    head, _, body = server.request(measured.rows).decode().partition("\r\n\r\n")
-    lines = [line.split(": ", 1) for line in head.split("\r\n")[1:] if not line.startswith(("Host", "Content-Length"))]
-    headers = "\n".join(f'wrk.headers["{name}"] = "{text}"' for name, text in lines)
-    script.write_text(f'wrk.method = "POST"\nwrk.body = [==[{body}]==]\n{headers}\n')
-    begin = cpu_seconds(server.pid)
-    done = subprocess.run(
-        ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency",
-         "--timeout", "30s", "-s", str(script), server.url],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert "Non-2xx" not in done, done
-    count = int(re.search(r"(\d+) requests in", done)[1])  # type: ignore[index]
-    measured.costs.append((cpu_seconds(server.pid) - begin) / count * 1e6)
-    measured.rates.append(float(re.search(r"Requests/sec: +(\S+)", done)[1]))  # type: ignore[index]
-    for percentile, values in (("50", measured.p50), ("99", measured.p99)):
-        number, unit = re.search(rf"{percentile}% +([\d.]+)(us|ms|s)", done).groups()  # type: ignore[union-attr]
-        values.append(float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit])
+GOALS = {"start": 1.5, "memory": 110.0}
 
 
 def counter(server: Server, name: str) -> float:
@@ -159,26 +112,6 @@ def test_cost_of_a_prediction(servers: dict[str, Server], tmp_path: Path) -> Non
     print(f"| with predictions logged | {ours.cost / logged.cost:.2f} | {logged.rate / ours.rate:.2f} | |")
     answered, kept = (counter(logged.server, name) for name in ("predict_rows", "prediction_log_rows"))
     print(f"kept at the best rate: {kept / answered:.0%} of {answered:.0f} predictions")
-
-
-@pytest.mark.row(53, process=True, part="the tail")
-def test_tail_at_half_of_the_best_rate(servers: dict[str, Server], tmp_path: Path) -> None:
-    for name in ("levada linear", "levada forest", "levada linear, shadow", "levada linear, logged"):
-        measured = Measured(servers[name], 1)
-        wrk(measured, SECONDS, tmp_path)
-        rate = measured.rate / 2
-        server = servers[name]
-        port = urlsplit(server.url).port
-        assert port is not None
-        found = [
-            tail(port, server.request(1), rate=rate, seconds=5, connections=2 * CONNECTIONS, cores=str(CLIENT_CORE))
-            for _ in range(ROUNDS)
-        ]
-        p50, p99 = (statistics.median(column) for column in zip(*found, strict=True))
-        print(
-            f"\n{name} at {rate:.0f}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms (goal {GOALS['p99']:g}), rounds "
-            f"{min(each for _, each in found):.2f} to {max(each for _, each in found):.2f}"
-        )
 
 
 def test_start_and_memory(servers: dict[str, Server], models: dict[str, Trained], tmp_path: Path) -> None:
