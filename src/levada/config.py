@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from levada.errors import UserError
@@ -114,8 +114,8 @@ class SinkSettings(_Block):
 
     index: int = 0
     """Which of the pipeline's ``stream.replicas`` sinks this is; partition p belongs to sink p mod replicas."""
-    window_ids: int = 10_000_000
-    """Most event ids that the dedupe window keeps, 20 bytes each; beyond it the oldest are forgotten early."""
+    window_ids: PositiveInt = 10_000_000
+    """Most event ids that the dedupe window keeps, some 23 bytes each; beyond it the oldest are forgotten early."""
 
 
 class HttpSettings(_Block):

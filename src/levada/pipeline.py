@@ -515,8 +515,11 @@ def load_pipelines(folder: Path) -> dict[str, Pipeline]:
     """Every pipeline declared in ``folder``, by name; a file a pipeline, ``<name>.json`` or ``<name>.yaml``.
 
     Raises:
-        PipelineError: a file that cannot be read or a declaration that cannot be used; all problems at once.
+        PipelineError: no such folder, a file that cannot be read or a declaration that cannot be used; all problems at
+            once.
     """
+    if not folder.is_dir():
+        raise PipelineError(f"{folder} is no folder: LEVADA_PIPELINES must name the one with the declarations")
     pipelines, problems = {}, []
     for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.yaml")):
         try:
@@ -534,9 +537,8 @@ def load_pipeline(folder: Path, name: str, *, rules: bool = True) -> Pipeline:
     Raises:
         PipelineError: there is none, or it cannot be used.
     """
-    for suffix in ("json", "yaml"):
-        if (path := folder / f"{name}.{suffix}").is_file():
-            return _load(path, rules=rules)
+    if (path := declared_file(folder, name)) is not None:
+        return _load(path, rules=rules)
     raise PipelineError(f"pipeline {name}: not declared; declared are {', '.join(declared_names(folder)) or 'none'}")
 
 
@@ -551,6 +553,12 @@ def load_stream(folder: Path, name: str) -> Pipeline:
         if stream.name == name:
             return stream
     raise PipelineError(f"pipeline {pipeline.name}: no prediction is kept: declare a model, and serving.logged above 0")
+
+
+def declared_file(folder: Path, name: str) -> Path | None:
+    """Where the pipeline ``name`` is declared in ``folder``, if it is."""
+    paths = (folder / f"{name}.{suffix}" for suffix in ("json", "yaml"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def declared_names(folder: Path) -> list[str]:

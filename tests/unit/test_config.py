@@ -34,3 +34,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEVADA_POSTGRES__HOST", "pg")
     with pytest.raises(ConfigError, match="LEVADA_POSTGRES__DATABASE: Field required"):
         settings()
+
+
+def test_a_window_of_no_ids_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEVADA_SINK__WINDOW_IDS", "0")
+    with pytest.raises(ConfigError, match="LEVADA_SINK__WINDOW_IDS: Input should be greater than 0"):
+        settings()

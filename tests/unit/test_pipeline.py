@@ -116,6 +116,11 @@ def test_folder(tmp_path: Path) -> None:
         load_pipelines(tmp_path)
 
 
+def test_a_missing_folder_of_declarations_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"/none is no folder: LEVADA_PIPELINES must name"):
+        load_pipelines(tmp_path / "none")
+
+
 def test_schema_is_closed_and_documented() -> None:
     schema = Declaration.model_json_schema()
     for definition in [schema, *schema["$defs"].values()]:

@@ -11,7 +11,7 @@ import structlog
 from levada.http.reload import BROKEN, Reloaded
 from levada.ingest.admission import Declared
 from levada.ingest.seal import Sealer
-from levada.pipeline import declared_names, load_pipeline, load_pipelines
+from levada.pipeline import declared_file, declared_names, load_pipeline, load_pipelines
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,9 @@ class Declarations(Mapping[str, Declared]):
             if name in self._files:
                 self._files[name].refresh()
                 continue
-            path = next(path for path in self._folder.glob(f"{name}.*") if path.suffix in (".json", ".yaml"))
+            path = declared_file(self._folder, name)
+            if path is None:  # taken away since it was listed
+                continue
             try:
                 self._files[name] = Reloaded(path, partial(self._load, name))
             except Exception as error:

@@ -26,6 +26,7 @@ from levada.stream.source import Source, SourceError
 
 _SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.2
+_BY_KEY: Final = -1
 _BATCH: Final = 500
 _CHARACTERS: Final = 100_000
 _NAMED: Final = 10
@@ -290,7 +291,9 @@ class _Sender:
         if schema := given.get("schema"):
             headers["schema"] = schema
         value, key = letter.message.value(), letter.message.key()
-        self._produce(self._pipeline.topic_name, letter.key[1], value, key, headers)
+        # The topic may have fewer partitions than an earlier one had: there the key decides, as for new events.
+        partition = _BY_KEY if letter.earlier else letter.key[1]
+        self._produce(self._pipeline.topic_name, partition, value, key, headers)
         self._held.append(letter)
         if len(self._held) >= _BATCH:
             self.flush()

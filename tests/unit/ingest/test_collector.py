@@ -6,6 +6,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -17,7 +18,9 @@ from prometheus_client import REGISTRY
 
 from levada.config import Settings, required
 from levada.ingest import collector as module
+from levada.ingest import reload
 from levada.ingest.collector import Collector
+from levada.ingest.reload import Declarations
 
 from .conftest import digest, wait_until
 from .kafka import MockKafka
@@ -185,6 +188,14 @@ def test_keys_are_rotated_without_a_restart(client: httpx.Client, settings: Sett
     finally:
         keys.write_text(before)
         wait_until(lambda: status(KEY) == 202)
+
+
+def test_a_declaration_taken_away_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = Declarations(tmp_path, None)
+    monkeypatch.setattr(reload, "declared_names", lambda _: ["gone", "plain"])
+    (tmp_path / "plain.json").write_text(json.dumps({"fields": {"n": {"type": "long"}}}))
+    declared.refresh()
+    assert list(declared) == ["plain"]
 
 
 def test_a_new_declaration_is_taken_up(client: httpx.Client, settings: Settings, kafka: MockKafka) -> None:

@@ -120,6 +120,19 @@ def test_a_letter_of_an_earlier_topic_is_told_from_one_of_the_topic_as_it_is_now
     assert letters_of(rig).replay(place=now.place) == (1, 1)
 
 
+def test_a_letter_of_a_partition_that_an_earlier_topic_had_goes_where_its_key_goes_now(rig: Rig) -> None:
+    rig.send({"n": 200_000}, 0, event_id="before")
+    run(rig, 1)
+    (now,) = letters_of(rig).newest(9)[0]
+    older = dict(now.headers) | {"topic-id": b"topic-0", "event-id": b"older", "partition": b"77"}
+    rig._producer.produce(rig.pipeline.dead_topic, now.value, key="k", headers=list(older.items()))
+    rig._producer.flush(10)
+    rig.declare({**SMALL, "fields": {**SMALL["fields"], "n": {"type": "long"}}})
+    assert letters_of(rig).replay(place="77/0") == (1, 1)
+    run(rig, 1)
+    assert rig.ids() == {"older": 1}
+
+
 def test_letters_can_be_seen_while_there_is_no_topic(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(rig)
     run(rig, 10)
