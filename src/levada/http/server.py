@@ -86,8 +86,9 @@ async def listen(app: Application, port: int, limits: Limits, stop: threading.Ev
     app.draining = True
     if not serving.done():
         await asyncio.sleep(_DRAIN_SECONDS)
-        # The kernel takes no more connections; those that it has are accepted, not reset with the port.
-        listener.listen(0)
+        # The kernel takes hardly any more connections; those that it has are accepted, not reset with the port. With
+        # a backlog of 0 it would answer by SYN cookies, and reset those that fail.
+        listener.listen(1)
         await asyncio.sleep(_LAST_CALL_SECONDS)
     server.should_exit = True
     await serving
