@@ -1,11 +1,10 @@
 """What a prediction costs: the predictor beside the least that ASGI can answer, and beside what people use.
 
 Method: each server a process on core 0, alone or with its helpers; wrk on core 1; keep-alive, 32 connections, rounds of
-all servers in turn after a warm-up. Ours is the real process, with API keys and
-metrics on; the others ask for no key. CPU time is user plus system of the process and all that it started, from /proc:
-it moves far less with the neighbours than requests a second. The start is from the process's beginning to its first
-prediction. `hello` answers two bytes to anything; `naive` is FastAPI
-that loads the model for each request.
+all servers in turn after a warm-up. Ours is the real process, with API keys and metrics on; the others ask for no key.
+CPU time is user plus system of the process and all that it started, from /proc: it moves far less with the neighbours
+than requests a second. The start is from the process's beginning to its first prediction. `hello` answers two bytes to
+anything; `naive` is FastAPI that loads the model for each request.
 """
 
 from __future__ import annotations
