@@ -62,9 +62,7 @@ def test_nothing_accepted_is_lost(tmp_path: Path, kafka: MockKafka) -> None:
     there = [dict(message.headers())["event-id"].decode() for message in kafka.messages("drained")]
     assert set(acknowledged) <= set(there)
     assert len(there) == len(set(there))
-    # A connection that the kernel had, and the process had not seen, when the port was closed.
-    assert not set(unanswered) & set(there)
-    assert len(unanswered) <= 1
+    assert not unanswered  # nor was a connection reset that the kernel had, and the process had not seen
 
 
 @pytest.mark.parametrize("begun", ["waiting for Kafka", "sending its body"])
