@@ -20,10 +20,11 @@ import numpy as np
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.cluster.ingest.brokers import AS_DEPLOYED
+
 from .consumers import PARTITIONS
 from .peers import OTHER_CORE, ROOT, jars
 
-_JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20")  # as the chart has it
 _START_SECONDS = 60.0
 
 
@@ -57,7 +58,7 @@ def broker(folder: Path) -> Iterator[str]:
     }
     properties = folder / "server.properties"
     properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
-    java = ["java", *_JVM, "-cp", f"{libraries}/*"]
+    java = ["java", *AS_DEPLOYED, "-cp", f"{libraries}/*"]
     format_ = ["kafka.tools.StorageTool", "format", "--cluster-id=bbbbbbbbbbbbbbbbbbbbbA", "--config", str(properties)]
     subprocess.run([*java, *format_], check=True, capture_output=True, timeout=_START_SECONDS)
     with (folder / "log").open("wb") as log:
