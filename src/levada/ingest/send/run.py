@@ -19,7 +19,7 @@ import orjson
 from levada.ingest.send import state as states
 from levada.ingest.send.client import GROUP, Collector, Outcome, Refusal, SendError
 from levada.ingest.send.rows import Block, FileError, Place, Reader, Row, Unsendable, reader
-from levada.ingest.send.state import State
+from levada.ingest.send.state import State, edges
 from levada.pipeline import Pipeline
 
 KINDS: Final = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet"}
@@ -130,8 +130,10 @@ def _send(
         raise FileError(f"{path} is being sent already") from None
     folder = options.folder or path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    state_path = folder / f"{path.name}.{pipeline.name}.sent.json"
-    refusals = folder / f"{path.name}.{pipeline.name}.refused.ndjson"
+    # Beside the file its name is enough; a folder of states may have to do with two files of one name.
+    told_apart = "" if options.folder is None else f".{edges(file)[:8]}"
+    name = f"{path.name}{told_apart}.{pipeline.name}"
+    state_path, refusals = folder / f"{name}.sent.json", folder / f"{name}.refused.ndjson"
     rows = reader(file, path, kind, pipeline, options.skip, options.delimiter)
     state = states.begin(file, state_path, pipeline.name)
     if options.again:

@@ -63,7 +63,7 @@ def begin(file: BufferedReader, path: Path, pipeline: str) -> State:
     Raises:
         StateError: what is stored there cannot be read.
     """
-    status, edges = os.fstat(file.fileno()), _edges(file)
+    status, quick = os.fstat(file.fileno()), edges(file)
     if path.exists():
         try:
             state = State.model_validate_json(path.read_bytes())
@@ -71,7 +71,7 @@ def begin(file: BufferedReader, path: Path, pipeline: str) -> State:
             raise StateError(
                 f"{path} cannot be read, delete it to begin anew (no row will be there twice): {error}"
             ) from error
-        same = (status.st_size, status.st_mtime_ns, edges) == (state.file.size, state.file.mtime_ns, state.file.edges)
+        same = (status.st_size, status.st_mtime_ns, quick) == (state.file.size, state.file.mtime_ns, state.file.edges)
         if same and state.pipeline == pipeline:
             return state
         content = _content(file)
@@ -80,7 +80,7 @@ def begin(file: BufferedReader, path: Path, pipeline: str) -> State:
             return state
     else:
         content = _content(file)
-    identity = Identity(size=status.st_size, mtime_ns=status.st_mtime_ns, edges=edges, content=content)
+    identity = Identity(size=status.st_size, mtime_ns=status.st_mtime_ns, edges=quick, content=content)
     return State(pipeline=pipeline, file=identity)
 
 
@@ -105,7 +105,8 @@ def unchanged(state: State, file: BufferedReader) -> bool:
     return (status.st_size, status.st_mtime_ns) == (state.file.size, state.file.mtime_ns)
 
 
-def _edges(file: BufferedReader) -> str:
+def edges(file: BufferedReader) -> str:
+    """Digest of the first and the last 64 KiB of a file."""
     digest = hashlib.blake2b(digest_size=16)
     file.seek(0)
     digest.update(file.read(_EDGE_BYTES))

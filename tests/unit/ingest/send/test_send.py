@@ -273,3 +273,13 @@ def test_the_state_may_be_elsewhere(tmp_path: Path, send_file: Send) -> None:
     assert [each.name for each in (tmp_path / "data").iterdir()] == ["f.csv"]
     with pytest.raises(FileError, match="say what it is with --format"):
         send_file(path.rename(tmp_path / "data" / "f.txt"))
+
+
+def test_two_files_of_one_name_have_a_state_each(tmp_path: Path, send_file: Send) -> None:
+    paths = [tmp_path / folder / "f.csv" for folder in ("here", "there")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(f"n,user\n-{number + 1},u\n")
+    first, second = (send_file(path, folder=tmp_path / "state") for path in paths)
+    assert first.refusals != second.refusals
+    assert all(send_file(path, folder=tmp_path / "state").sent_before for path in paths)
