@@ -235,9 +235,12 @@ class Drill:
     def _wait(self, condition: Callable[[], bool]) -> None:
         """Wait while events flow; an outage of minutes on end is an error of the line."""
         seen, since = self._ledger.acknowledged, time.monotonic()
-        while not condition():
-            if self._errors:
+        while True:
+            met = condition()
+            if self._errors:  # which may be why it is met
                 raise LineError(f"the drill's client failed: {self._errors[0]!r}") from self._errors[0]
+            if met:
+                return
             if self._ledger.acknowledged != seen:
                 seen, since = self._ledger.acknowledged, time.monotonic()
             elif time.monotonic() - since > _BACK_SECONDS:

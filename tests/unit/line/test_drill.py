@@ -164,6 +164,13 @@ def test_an_answer_that_no_drill_expects_ends_it(receipts: list[Any], message: s
         made._send(client, "/v1/drill/events", "k", ["a", "b"])
 
 
+def test_a_client_that_fails_ends_the_drill_though_all_clients_are_through(tmp_path: Path) -> None:
+    made = Drill(cast(Target, Line()), PIPELINE, Plan(1, 0), tmp_path / "ledger", print)
+    made._errors.append(LineError("batch b was answered 418"))
+    with pytest.raises(LineError, match=r"the drill's client failed: .*answered 418"):
+        made._wait(lambda: True)
+
+
 def _receipt(line: int, offset: int) -> dict[str, Any]:
     return {"line": line, "status": 202, "event_id": f"k-{line}", "partition": 0, "offset": offset}
 
