@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import socket
-import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
@@ -30,9 +28,7 @@ _REFUSE_SECONDS: Final = 1.3
 _GRACE_SECONDS: Final = 15
 _KEEP_ALIVE_SECONDS: Final = 15
 _GARBAGE_OBJECTS: Final = 10_000
-_ATTACH_FILTER: Final = 26
-# Load the byte with TCP's flags; where it has SYN take nothing of the segment, else all.
-_DROP_SYN: Final = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+_MIN_TTL: Final = 21  # IP_MINTTL of ip(7), which Python does not name
 
 
 class Application(Protocol):
@@ -97,6 +93,8 @@ async def listen(app: Application, port: int, limits: Limits, stop: threading.Ev
         # off meanwhile asks again, and is refused by a host that is still there: without it, it would ask for long.
         _hold_off(listener)
         await asyncio.sleep(_LAST_CALL_SECONDS)
+        for connection in server.server_state.connections:
+            _let_in(connection.transport.get_extra_info("socket"))
         server.should_exit = True
         await asyncio.sleep(_REFUSE_SECONDS)
     await serving
@@ -106,12 +104,18 @@ async def listen(app: Application, port: int, limits: Limits, stop: threading.Ev
 def _hold_off(listener: socket.socket) -> None:
     """Leave whoever asks for a connection without an answer; a handshake under way goes on.
 
-    A filter of the socket (socket(7), SO_ATTACH_FILTER) drops segments with SYN. To shorten the backlog instead makes
-    the kernel answer with SYN cookies, or keep clients that believe to be connected, and reset them with the port.
+    By asking for packets with 255 hops left, where they begin with 64 or 128: no right is needed for it, as it is for a
+    filter on some kernels. To shorten the backlog instead makes the kernel answer with SYN cookies, or keep clients
+    that believe to be connected, and reset them with the port. Where packets cannot be told so, a few are.
     """
-    program = b"".join(struct.pack("HBBI", *each) for each in _DROP_SYN)
-    kept = ctypes.create_string_buffer(program)
-    listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), ctypes.addressof(kept)))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.IPPROTO_IP, _MIN_TTL, 255)
+
+
+def _let_in(connection: socket.socket) -> None:
+    """Take all packets of a connection, which has what its listener had when the handshake ended."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.IPPROTO_IP, _MIN_TTL, 0)
 
 
 def limits_of(settings: HttpSettings) -> Limits:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.expressions import StartsWith
+from pyiceberg.io.pyarrow import ArrowScan
 
 from levada.pipeline import Pipeline
 
@@ -55,13 +57,14 @@ def audit(
     offsets: NDArray[np.int64] = np.full(shape, _NOWHERE, np.int64)
     partitions: NDArray[np.int32] = np.full(shape, _NOWHERE, np.int32)
     rows = repeated = 0
-    scan = catalog.load_table(pipeline.table).scan(selected_fields=("_event_id", "_partition", "_offset"))
-    for batch in scan.to_arrow_batch_reader():
+    table, ours = catalog.load_table(pipeline.table), StartsWith(term="_event_id", value=prefix)
+    columns = table.schema().select("_event_id", "_partition", "_offset")
+    scan = ArrowScan(table.metadata, table.io, columns, ours)
+    # A file at a time: a reader of the whole scan holds them all, and a sink's pod has no room for many millions.
+    for batch in chain.from_iterable(scan.to_record_batches([file]) for file in table.scan(ours).plan_files()):
         for event_id, partition, offset in zip(
             batch["_event_id"].to_pylist(), batch["_partition"].to_pylist(), batch["_offset"].to_pylist(), strict=True
         ):
-            if not event_id.startswith(prefix):
-                continue
             found = _ID.fullmatch(event_id, len(prefix))
             if found is None:
                 continue
