@@ -172,6 +172,13 @@ def line() -> Iterator[Line]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def champion(line: Line) -> None:
+    """A model of iris that is served; the demo's, where no test before has made one."""
+    if httpx.get(f"{line.predictor_url('iris')}/version", timeout=30).status_code != 200:
+        line.demo()
+
+
 def _kubeconfig(admin: Target, path: Path) -> Path:
     token = admin.kubectl("create", "token", "installer", "--duration", "12h").strip()
     assert admin.kubeconfig is not None

@@ -27,6 +27,7 @@ def commands(page: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", (install.ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.usefixtures("champion")  # which `make up` leaves
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_work(line: Line, page: str, tmp_path: Path) -> None:
     blocks = commands(page)

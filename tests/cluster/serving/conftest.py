@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import yaml
 
@@ -15,13 +14,6 @@ if TYPE_CHECKING:
     from tests.cluster.conftest import Line
 
 InTrainer = Callable[[str], Any]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def champion(line: Line) -> None:
-    """A model of iris that is served; the demo's, where these tests run alone."""
-    if httpx.get(f"{line.predictor_url('iris')}/version", timeout=30).status_code != 200:
-        line.demo()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.cluster.conftest import Line
     from tests.cluster.serving.conftest import InTrainer
 
+pytestmark = pytest.mark.usefixtures("champion")
 SERVED_WITHIN = 15.0
 """Seconds from the alias to the first answer: a poll every 5 s ± 20 %, loading, and what a busy machine adds."""
 _HERE = """

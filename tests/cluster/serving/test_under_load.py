@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.cluster.conftest import Line
     from tests.cluster.serving.conftest import InTrainer
 
+pytestmark = pytest.mark.usefixtures("champion")
 REQUESTS = int(os.environ.get("LEVADA_REQUESTS", "20000"))
 PREDICTOR = "deployment/levada-predictor-iris"
 SELECTOR = "app.kubernetes.io/component=predictor,levada.io/pipeline=iris"
