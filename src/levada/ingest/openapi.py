@@ -176,7 +176,11 @@ _RETRY_AFTER: Final = {"description": "Seconds.", "schema": {"type": "integer", 
 _PLACE: Final = {
     "event_id": {"type": "string"},
     "partition": {"type": "integer", "minimum": 0},
-    "offset": {"type": "integer", "minimum": 0},
+    "offset": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "description": "Null where Kafka has the event from an earlier attempt, and does not say where.",
+    },
     "review": {"const": True, "description": "A screen set the event aside."},
 }
 _RECEIPT: Final = {

@@ -38,7 +38,8 @@ class Receipt(NamedTuple):
     """Where an acknowledged event is in its topic."""
 
     partition: int
-    offset: int
+    offset: int | None
+    """None where Kafka has it from an earlier attempt, and does not say where."""
 
 
 @dataclass(frozen=True, slots=True)

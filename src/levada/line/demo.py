@@ -167,7 +167,8 @@ class Demo:
             if answer.status_code != 202:
                 raise LineError(f"row {number + 1} was answered {answer.status_code}: {answer.text[:500]}")
             receipt = answer.json()
-            ends[receipt["partition"]] = max(ends.get(receipt["partition"], 0), receipt["offset"] + 1)
+            if receipt["offset"] is not None:
+                ends[receipt["partition"]] = max(ends.get(receipt["partition"], 0), receipt["offset"] + 1)
         return ends
 
     def _wait_for_lake(self, ends: dict[int, int], timeout: float = 120) -> int:

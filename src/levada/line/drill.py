@@ -83,7 +83,8 @@ class Ledger:
             self.acknowledged += len(places)
             self.longest = max(self.longest, seconds)
             for _, partition, offset in places:
-                self.ends[partition] = max(self.ends.get(partition, 0), offset + 1)
+                if offset is not None:
+                    self.ends[partition] = max(self.ends.get(partition, 0), offset + 1)
 
 
 @dataclass(frozen=True)

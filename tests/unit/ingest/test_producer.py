@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import itertools
 import queue
 import threading
 import time
+from importlib.metadata import files
 from typing import Any
 
 import pytest
@@ -90,3 +92,50 @@ def test_a_stall_is_over_as_soon_as_kafka_answers(kafka: MockKafka, settings: Se
     assert isinstance(outcome, NotAcknowledged)
     assert outcome.kind == "failed"  # it may be written: by now it is
     assert seconds < 1.5
+
+
+def test_an_event_that_kafka_has_already_is_acknowledged_without_its_place(
+    settings: Settings, request: pytest.FixtureRequest
+) -> None:
+    """A broker that no longer knows the batch says DUPLICATE_SEQUENCE_NUMBER, and not where the batch is."""
+    mock = Faulty()
+    request.addfinalizer(mock.close)
+    kafka = required(settings.kafka, "kafka").model_copy(update={"bootstrap": mock.bootstrap})
+
+    async def send() -> list[object]:
+        producer = AckProducer(kafka, settings.collector, asyncio.get_running_loop())
+        try:
+            while not producer.reachable:
+                await asyncio.sleep(0.05)
+            first = await producer.send("plain", b"{}", "k", [])
+            mock.fail_next_produce(KafkaError.DUPLICATE_SEQUENCE_NUMBER)
+            return [first, await producer.send("plain", b"{}", "k", [])]
+        finally:
+            await producer.close()
+
+    first, second = asyncio.run(asyncio.wait_for(send(), 20))
+    assert isinstance(first, Receipt)
+    assert second == Receipt(first.partition, None)
+
+
+class Faulty:
+    """librdkafka's mock cluster by its C interface, which alone can be told to answer with an error."""
+
+    def __init__(self) -> None:
+        library = next(path for path in files("confluent-kafka") or [] if path.name.startswith("librdkafka-"))
+        self._library = ctypes.CDLL(str(library.locate()))
+        self._library.rd_kafka_new.restype = ctypes.c_void_p
+        self._library.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
+        self._library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+        self._host = ctypes.c_void_p(self._library.rd_kafka_new(0, None, None, 0))
+        self._cluster = ctypes.c_void_p(self._library.rd_kafka_mock_cluster_new(self._host, 1))
+        self.bootstrap = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+        self._library.rd_kafka_mock_topic_create(self._cluster, b"plain", 1, 1)
+
+    def fail_next_produce(self, error: int) -> None:
+        produce, errors = ctypes.c_int16(0), (ctypes.c_int * 1)(error)
+        self._library.rd_kafka_mock_push_request_errors_array(self._cluster, produce, ctypes.c_size_t(1), errors)
+
+    def close(self) -> None:
+        self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+        self._library.rd_kafka_destroy(self._host)
