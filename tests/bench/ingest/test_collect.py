@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from levada.ingest import topics
 from levada.pipeline import parse_pipeline
 from tests.bench.openloop import tail
 from tests.cluster.ingest.brokers import AS_DEPLOYED, running
+from tests.debian import need
 from tests.unit.ingest.collecting import API_KEY, free_port
 from tests.unit.ingest.kafka import MockKafka
 
@@ -131,6 +131,7 @@ KEY = {"Authorization": f"Bearer {API_KEY}"}
 
 def wrk(port: int, connections: int, seconds: float, folder: Path, cores: str) -> tuple[float, int]:
     """Requests a second, and how many there were."""
+    need("wrk", "wrk")
     script = folder / "post.lua"
     script.write_text(
         f'wrk.method = "POST"\nwrk.body = [[{json.dumps(EVENT)}]]\n'
@@ -155,7 +156,6 @@ def request() -> bytes:
     return head.encode() + body
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing: apt-get install wrk")
 def test_what_durability_costs(kafka: Kafka, tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text(json.dumps({"fields": FIELDS}))
     sha256 = hashlib.sha256(API_KEY.encode()).hexdigest()

@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.debian import need
+
 from .servers import Server, cpu_seconds
 
 CONNECTIONS, CLIENT_CORE = 32, 1
@@ -37,6 +39,7 @@ class Measured:
 
 def wrk(measured: Measured, seconds: float, folder: Path) -> None:
     """Add one round to what is measured; each answer must be a 2xx. ``folder`` is for the script."""
+    need("wrk", "wrk")
     server, script = measured.server, folder / "post.lua"
     head, _, body = server.request(measured.rows).decode().partition("\r\n\r\n")
     lines = [line.split(": ", 1) for line in head.split("\r\n")[1:] if not line.startswith(("Host", "Content-Length"))]

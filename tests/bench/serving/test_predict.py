@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -73,7 +72,6 @@ def servers(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.row(53, process=True)
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing: apt-get install wrk")
 def test_cost_of_a_prediction(servers: dict[str, Server], tmp_path: Path) -> None:
     cases = {name: Measured(server, 1) for name, server in servers.items()}
     cases |= {

@@ -26,7 +26,7 @@ import httpx
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from levada.cluster import Console, images, packages
+from levada.cluster import Console, images
 from levada.cluster.cache import cache
 from levada.cluster.images import Store
 from levada.config import KafkaSettings
@@ -34,6 +34,7 @@ from levada.ingest import broker
 from levada.ingest.broker import InSync, Node
 from levada.ingest.topics import User
 from tests.chart.render import render
+from tests.debian import need
 
 CLIENTS = ("collector", "sink", "predictor", "loader", "metrics")
 _CLUSTER_ID = "threebrokersonloopba" + "AA"
@@ -50,8 +51,7 @@ AS_DEPLOYED = ("-Xms512m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"
 
 def jars() -> Path:
     """Kafka's programs and jars out of the image that the chart runs, unpacked once."""
-    if shutil.which("java") is None:
-        packages.ensure(["default-jre-headless"], Console())
+    need("java", "default-jre-headless")
     images.build(["kafka"], Console())
     built = Store(cache() / "images").last("kafka")
     assert built is not None
