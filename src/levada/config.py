@@ -64,6 +64,17 @@ class KafkaSettings(_Block):
             config["ssl.ca.location"] = str(self.ca)
         return config
 
+    def producer(self) -> dict[str, Any]:
+        """:meth:`client` for those who write: each message once, by all replicas, with its key's others."""
+        return {
+            **self.client(),
+            "acks": "all",
+            "enable.idempotence": True,
+            "compression.type": "lz4",
+            "partitioner": "consistent",  # the default sends events with an empty key anywhere
+            "allow.auto.create.topics": False,
+        }
+
 
 class PostgresSettings(_Block):
     """How to reach PostgreSQL."""

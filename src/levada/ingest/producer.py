@@ -116,11 +116,8 @@ class AckProducer:
         self._connected = time.monotonic()
         return Producer(
             {
-                **self._kafka.client(),
+                **self._kafka.producer(),
                 "client.id": "levada-collector",
-                "acks": "all",
-                "enable.idempotence": True,
-                "compression.type": "lz4",
                 # Brokers pay by the request: 2 ms cost them twice the CPU, and made the slowest answers slower.
                 "linger.ms": 5,
                 # Room for the envelope: the limit for clients is on the body.
@@ -134,7 +131,6 @@ class AckProducer:
                 "reconnect.backoff.ms": 100,
                 "reconnect.backoff.max.ms": 1_000,
                 "topic.metadata.propagation.max.ms": 1_000,
-                "allow.auto.create.topics": False,
                 "error_cb": self._problem,
                 "logger": logging.getLogger("librdkafka"),
             }
@@ -142,8 +138,8 @@ class AckProducer:
 
     @property
     def alive(self) -> bool:
-        """Whether delivery reports are still taken."""
-        return self._thread.is_alive()
+        """Whether delivery reports are still taken, and those for whom none comes are answered."""
+        return self._thread.is_alive() and not any(task.done() for task in self._tasks)
 
     def send(self, topic: str, value: bytes, key: str | bytes, headers: Headers) -> asyncio.Future[Outcome]:
         """Produce one event; the future is settled by its acknowledgement, or the want of it, and never raises."""

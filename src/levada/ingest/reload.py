@@ -38,21 +38,22 @@ class Declarations(Mapping[str, Declared]):
     def refresh(self) -> None:
         """See what was added, changed and taken away."""
         names = declared_names(self._folder)
-        self._files = {name: known for name, known in self._files.items() if name in names}
+        files = {name: known for name, known in self._files.items() if name in names}
         for name in names:
-            if name in self._files:
-                self._files[name].refresh()
+            if name in files:
+                files[name].refresh()
                 continue
             path = declared_file(self._folder, name)
             if path is None:  # taken away since it was listed
                 continue
             try:
-                self._files[name] = Reloaded(path, partial(self._load, name))
+                files[name] = Reloaded(path, partial(self._load, name))
             except Exception as error:
                 BROKEN.labels(path.name).set(1)
                 log.error("new declaration not usable", file=str(path), error=str(error))
             else:
                 BROKEN.labels(path.name).set(0)
+        self._files = files  # at once: requests read it in another thread
 
     def _load(self, name: str) -> Declared:
         return Declared(load_pipeline(self._folder, name), self._sealer)

@@ -126,6 +126,7 @@ class Reviews:
     def __init__(self, kafka: KafkaSettings, pipeline: Pipeline) -> None:
         if not pipeline.screen:
             raise ReviewError(f"pipeline {pipeline.name} declares no screen, so nothing of it is set aside")
+        self._kafka = kafka
         self._client = {**kafka.client(), "logger": logging.getLogger("librdkafka")}
         self._pipeline = pipeline
         self._topic = pipeline.review_topic
@@ -212,14 +213,11 @@ class Reviews:
             places[number] = message.partition(), message.offset()
 
         config = {
-            **self._client,
-            "acks": "all",
-            "enable.idempotence": True,
-            "compression.type": "lz4",
+            **self._kafka.producer(),
+            "logger": logging.getLogger("librdkafka"),
             "message.max.bytes": _MAX_BYTES,
             "message.timeout.ms": int(_SECONDS * 1000),
             "queue.buffering.max.kbytes": 65_536,
-            "allow.auto.create.topics": False,
         }
         producer, count = Producer(config), 0
         for count, message in enumerate(messages, 1):

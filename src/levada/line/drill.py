@@ -303,7 +303,11 @@ class Drill:
 
     def _victim(self, component: str, pod: dict[str, Any]) -> Victim:
         """A pod, or what has taken its place, with its processes if they are on this machine."""
+        deadline = time.monotonic() + _BACK_SECONDS
         while not (pids := self._pids(pod)) and self._target.cluster is not None:
+            if time.monotonic() > deadline:
+                raise LineError(f"no process of {component} is found on this machine: see levada cluster status")
+            time.sleep(0.1)
             pod = self._running(component)
         return Victim(self._target, pod, pids)
 

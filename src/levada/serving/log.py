@@ -240,16 +240,12 @@ class PredictionLog:
         self._lost = False
         return Producer(
             {
-                **self._kafka.client(),
+                **self._kafka.producer(),
                 "client.id": f"levada-predictor-{self._name}",
-                "acks": "all",
-                "enable.idempotence": True,
-                "compression.type": "lz4",
                 "linger.ms": 50,
                 "message.timeout.ms": _TIMEOUT_SECONDS * 1000,
                 "queue.buffering.max.kbytes": _QUEUE_KBYTES,
                 "reconnect.backoff.max.ms": 2_000,
-                "allow.auto.create.topics": False,
                 "delivery.report.only.error": True,
                 "on_delivery": self._not_delivered,
                 "error_cb": self._problem,

@@ -64,16 +64,12 @@ class DeadLetters:
         """Headers, key and bytes of what is sent instead of letters that were too large."""
         self._producer = Producer(
             {
-                **kafka.client(),
+                **kafka.producer(),
                 "client.id": f"levada-sink-{pipeline.name}",
                 "logger": logging.getLogger("librdkafka"),
-                "acks": "all",
-                "enable.idempotence": True,
-                "compression.type": "lz4",
                 "message.max.bytes": MAX_BYTES,
                 "message.timeout.ms": 10_000,
                 "queue.buffering.max.kbytes": 65_536,
-                "allow.auto.create.topics": False,
             }
         )
 

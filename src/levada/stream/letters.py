@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -27,7 +27,9 @@ from levada.stream.source import Source, SourceError
 _SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.2
 _BY_KEY: Final = -1
-_BATCH: Final = 500
+_BATCH: Final = 64
+"""Messages in memory at once; each may have megabytes."""
+_HELD_BYTES: Final = 16 * 1024 * 1024
 _CHARACTERS: Final = 100_000
 _NAMED: Final = 10
 
@@ -184,7 +186,7 @@ class Letters:
                 whole event (all others were sent). What Kafka took is recorded.
             SourceError: there is no such topic, or Kafka does not answer.
         """
-        sender = _Sender(self._client, self._pipeline)
+        sender = _Sender(self._kafka, self._pipeline)
         count = earlier = 0
         truncated: list[Letter] = []
         for letter in self._waiting(rule) if place is None else [self.at(place)]:
@@ -264,20 +266,18 @@ class Letters:
 class _Sender:
     """Events first, then the records that they were sent: cut off in between, a replay again leaves one row."""
 
-    def __init__(self, client: dict[str, Any], pipeline: Pipeline) -> None:
+    def __init__(self, kafka: KafkaSettings, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._failed: list[KafkaError] = []
         self._held: deque[Letter] = deque()
+        self._held_bytes = 0
         self._producer = Producer(
             {
-                **client,
-                "acks": "all",
-                "enable.idempotence": True,
-                "compression.type": "lz4",
+                **kafka.producer(),
+                "logger": logging.getLogger("librdkafka"),
                 "message.max.bytes": MAX_BYTES,
                 "message.timeout.ms": int(_SECONDS * 1000),
                 "queue.buffering.max.kbytes": 65_536,
-                "allow.auto.create.topics": False,
             }
         )
 
@@ -295,7 +295,8 @@ class _Sender:
         partition = _BY_KEY if letter.earlier else letter.key[1]
         self._produce(self._pipeline.topic_name, partition, value, key, headers)
         self._held.append(letter)
-        if len(self._held) >= _BATCH:
+        self._held_bytes += len(value or b"")
+        if len(self._held) >= _BATCH or self._held_bytes >= _HELD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -305,6 +306,7 @@ class _Sender:
             LettersError: it did not take them.
         """
         self._settle()
+        self._held_bytes = 0
         now = datetime.now(UTC).isoformat(timespec="milliseconds").encode()
         while self._held:
             letter = self._held.popleft()

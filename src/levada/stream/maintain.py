@@ -175,8 +175,11 @@ def _compact(table: Table, hour: _Hour, target: int, report: Report) -> None:
             try:
                 _replace(table, old, new)
             except CommitFailedException:
-                conflicts.pause()
-                continue
+                try:
+                    conflicts.pause()
+                    continue
+                except CommitFailedException as error:
+                    reason = str(error)
             except ValidationException as error:
                 reason = str(error)
         if reason is not None:

@@ -104,6 +104,17 @@ class Source:
         except KafkaException as error:
             raise SourceError(f"topic {self._topic}: offsets cannot be read: {error.args[0].str()}") from error
 
+    def since(self, partition: int, moment: float) -> int:
+        """Offset of the first event that was sent at a time (seconds since 1970) or later; the end if there is none."""
+        place = TopicPartition(self._topic, partition, int(moment * 1000))
+        try:
+            (found,) = self._consumer.offsets_for_times([place], timeout=_TIMEOUT)
+        except KafkaException as error:
+            raise SourceError(f"topic {self._topic}: offsets cannot be read: {error.args[0].str()}") from error
+        if found.error is not None:
+            raise SourceError(f"topic {self._topic}, partition {partition}: {found.error.str()}")
+        return self.bounds((partition,))[partition][1] if found.offset < 0 else int(found.offset)
+
     def read_from(self, start: Mapping[int, int]) -> None:
         """Read these partitions from these offsets on; what was fetched before is dropped."""
         self._consumer.assign([TopicPartition(self._topic, partition, offset) for partition, offset in start.items()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,7 +11,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from levada.config import KafkaSettings
 from levada.errors import UserError
-from levada.pipeline import Pipeline
+from levada.pipeline import Pipeline, seconds
 from levada.stream import metrics
 from levada.stream.offsets import Offsets
 from levada.stream.source import Source, Topic
@@ -23,6 +24,8 @@ _HOW_TO_GO_ON: Final = (
     "If that was meant, run `levada sink --accept` in the sink's container: the sink then reads what Kafka has now, "
     "and drops the event ids that the table has already"
 )
+_WINDOW_SHARE: Final = 0.9
+"""Of the dedupe window is read again: by the time a sink fills it, its oldest part is over."""
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +116,12 @@ def note_replaced(pipeline: Pipeline, topic: Topic, uncommitted: int) -> None:
 
 
 def accept(catalog: SqlCatalog, kafka: KafkaSettings, pipeline: Pipeline) -> dict[int, int]:
-    """Let the pipeline's table go on with the topic as Kafka has it now; returns partition → next offset."""
+    """Let the pipeline's table go on with the topic as Kafka has it now; returns partition → next offset.
+
+    Where Kafka lost events that the table has, later ones have their offsets. Nobody knows from which on, so what came
+    in the last part of the dedupe window is read again; the sink drops what the table has of it.
+    """
+    again = _WINDOW_SHARE * seconds(pipeline.lake.dedupe_window)
     source = Source(kafka, pipeline)
     try:
         topic = source.topic()
@@ -122,7 +130,9 @@ def accept(catalog: SqlCatalog, kafka: KafkaSettings, pipeline: Pipeline) -> dic
         start = {}
         for partition, (first, end) in source.bounds(topic.partitions).items():
             reached = known[partition].next if partition in known else first
-            start[partition] = min(max(reached, first), end)
+            if reached > end:
+                reached = min(source.since(partition, time.time() - again), end)
+            start[partition] = max(reached, first)
         table.claim(topic.id, start)
     finally:
         source.close()

@@ -64,6 +64,7 @@ class OwnedTable:
 
     def __init__(self, catalog: SqlCatalog, pipeline: Pipeline) -> None:
         self._name = ".".join(pipeline.table)
+        self._catalog = catalog
         self._schema = arrow_schema(pipeline)
         self._table = ensure_table(catalog, pipeline)
         self._topic_id = ""
@@ -145,8 +146,12 @@ class OwnedTable:
 
     def expire(self) -> None:
         """Forget old snapshots, because each commit copies the list; tags, branches and our offsets stay."""
+        if not _many(self._table):
+            return
         try:
-            expire(self._table)
+            # By a handle of its own: PyIceberg gives a handle that commits this the newest head whoever committed it,
+            # and our next commit would pass although another sink's came between.
+            expire(self._catalog.load_table(self._table.name()))
         except CommitFailedException:
             log.info("snapshots not expired, another commit came first", table=self._name)
 
@@ -208,14 +213,21 @@ def expire(table: Table) -> int:
         CommitFailedException: another commit came first.
     """
     snapshots = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms)
-    if len(snapshots) < 2 * KEEP_SNAPSHOTS:
+    if not _many(table):
         return 0
     newest = newest_with_offsets(table) or snapshots[-1]
     # By their own times alone: the clock may have been set back behind them.
     keep_from = min(snapshots[-KEEP_SNAPSHOTS].timestamp_ms, newest.timestamp_ms)
     no_retries(table)
-    table.maintenance.expire_snapshots().older_than(datetime.fromtimestamp(keep_from / 1000, UTC)).commit()
+    try:
+        table.maintenance.expire_snapshots().older_than(datetime.fromtimestamp(keep_from / 1000, UTC)).commit()
+    except ValueError as error:  # a snapshot that another has forgotten already
+        raise CommitFailedException(str(error)) from error
     return len(snapshots) - len(table.metadata.snapshots)
+
+
+def _many(table: Table) -> bool:
+    return len(table.metadata.snapshots) >= 2 * KEEP_SNAPSHOTS
 
 
 def _of(partitions: Partitions, wanted: Mapping[int, object]) -> Partitions:

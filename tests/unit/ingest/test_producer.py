@@ -118,6 +118,39 @@ def test_an_event_that_kafka_has_already_is_acknowledged_without_its_place(
     assert second == Receipt(first.partition, None)
 
 
+def test_events_with_an_empty_key_keep_their_order(kafka: MockKafka, settings: Settings) -> None:
+    async def send() -> set[int]:
+        producer = AckProducer(required(settings.kafka, "kafka"), settings.collector, asyncio.get_running_loop())
+        try:
+            while not producer.reachable:
+                await asyncio.sleep(0.05)
+            outcomes = [await producer.send("plain", b"{}", "", []) for _ in range(12)]
+        finally:
+            await producer.close()
+        return {outcome.partition for outcome in outcomes if isinstance(outcome, Receipt)}
+
+    assert len(asyncio.run(asyncio.wait_for(send(), 20))) == 1
+
+
+def test_a_producer_that_cannot_give_up_is_not_alive(
+    kafka: MockKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def look() -> tuple[bool, bool]:
+        producer = AckProducer(required(settings.kafka, "kafka"), settings.collector, asyncio.get_running_loop())
+        try:
+            before = producer.alive
+            monkeypatch.setattr(AckProducer, "_look_for_stuck", fail)
+            await asyncio.sleep(0.5)
+            return before, producer.alive
+        finally:
+            await producer.close()
+
+    assert asyncio.run(asyncio.wait_for(look(), 20)) == (True, False)
+
+
 class Faulty:
     """librdkafka's mock cluster by its C interface, which alone can be told to answer with an error."""
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast, get_type_hints
 
 import httpx
 import pytest
 
 from levada.cli.drill import drill
+from levada.line import drill as module
 from levada.line import faults
 from levada.line.drill import Drill, Gate, Ledger, Plan, Result
 from levada.line.faults import ANYWHERE, KINDS, Victim, signalled
@@ -173,6 +175,19 @@ def test_a_client_that_fails_ends_the_drill_though_all_clients_are_through(tmp_p
 
 def _receipt(line: int, offset: int | None) -> dict[str, Any]:
     return {"line": line, "status": 202, "event_id": f"k-{line}", "partition": 0, "offset": offset}
+
+
+def test_processes_that_are_never_found_end_the_drill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BACK_SECONDS", 0.3)
+    made = Drill(cast(Target, Line()), PIPELINE, Plan(1, 0), tmp_path / "ledger", print)
+    cluster = Line()
+    cluster.cluster = SimpleNamespace(faults=SimpleNamespace(processes=lambda *_: {}))
+    running = {"name": "kafka", "state": {"running": {}}}
+    pod = {"metadata": {"name": "p"}, "spec": {"containers": [running]}, "status": {"containerStatuses": [running]}}
+    cluster.workloads = [pod]
+    made._target = cast(Target, cluster)
+    with pytest.raises(LineError, match="no process of kafka is found on this machine"):
+        made._victim("kafka", pod)
 
 
 def test_with_a_kube_context_a_pod_is_deleted_without_grace() -> None:

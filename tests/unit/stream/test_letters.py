@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from levada.cli.main import app
 from levada.stream import dead
+from levada.stream import letters as letters_module
 from levada.stream.dead import DeadLetterError, DeadLetters
 from levada.stream.letters import Letters, LettersError, printable
 from levada.stream.source import Source, SourceError, Topic
@@ -86,6 +87,22 @@ def test_a_replayed_event_is_one_row_with_its_own_id_and_time(rig: Rig) -> None:
     high = [row for row in rig.rows() if row["_event_id"].startswith("high")]
     assert {row["_event_time"].isoformat() for row in high} == {WHEN.isoformat()}
     assert all(row["_partition"] == int(row["_event_id"][-1]) for row in high)
+
+
+def test_large_letters_are_not_all_held_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letters_module, "_HELD_BYTES", 30)
+    refused(rig)
+    run(rig, 10)
+    held, settled = [], letters_module._Sender.flush
+
+    def flush(sender: Any) -> None:
+        held.append(sum(len(letter.value or b"") for letter in sender._held))
+        settled(sender)
+
+    monkeypatch.setattr(letters_module._Sender, "flush", flush)
+    assert letters_of(rig).replay() == (5, 0)
+    assert len(held) == 2
+    assert max(held) < 30 + len(b'{"n":200000}')
 
 
 def test_what_is_still_wrong_comes_back_as_a_letter(rig: Rig) -> None:

@@ -231,6 +231,23 @@ def test_compaction_gives_up_files_that_another_replaced(rig: Rig, monkeypatch: 
     assert rig.ids() == {f"e{number}-0": 1 for number in range(4)}
 
 
+def test_an_hour_that_only_conflicts_is_left_for_the_next_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    many_files(rig, 4)
+    before = {path for path in on_disk(rig) if path.suffix == ".parquet"}
+
+    def late(*_: Any) -> None:
+        raise CommitFailedException("another commit came first")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maintain_module, "_replace", late)
+        patched.setattr(table_module, "_PATIENCE", 0)
+        report = upkeep(rig)
+    assert (report.hours, len(report.skipped)) == (0, 1)
+    assert "1 conflicts in a row, compaction given up" in report.skipped[0]
+    assert {path for path in on_disk(rig) if path.suffix == ".parquet"} == before
+    assert upkeep(rig).hours == 1
+
+
 def stray(rig: Rig) -> Path:
     data = next(rig.folder.glob("warehouse/**/data/**/*.parquet")).with_name("stray.parquet")
     data.write_bytes(b"left by a process that was killed")

@@ -11,9 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from prometheus_client import REGISTRY
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table, TableProperties
 
 from levada.config import SinkSettings
@@ -177,6 +179,47 @@ def test_old_snapshots_are_expired_and_tags_stay(rig: Rig, monkeypatch: pytest.M
     assert rig.ids() == {f"e{number}": 1 for number in range(12)}
 
 
+@pytest.mark.row(22)
+def test_forgetting_snapshots_hides_no_other_owner(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 2)
+    stale = held_for_long(rig)
+    OwnedTable(rig.catalog(), rig.pipeline).claim("topic-1", {0: 4})
+    stale.expire()
+    with pytest.raises(FencedError, match=r"claimed partition 0 \(epoch 1, now 2\)"):
+        stale.append(pa.Table.from_pylist([], stale.table.schema().as_arrow()), {0: 5})
+
+
+def test_forgetting_snapshots_hides_no_sibling(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 2)
+    first = held_for_long(rig)
+    sibling = OwnedTable(rig.catalog(), rig.pipeline)
+    sibling.claim("topic-1", {1: 7})
+    first.expire()
+    first.append(pa.Table.from_pylist([], first.table.schema().as_arrow()), {0: 5})
+    offsets = read_offsets(table_of(rig))
+    assert offsets is not None
+    assert offsets.of("topic-1") == {0: Entry(5, 1), 1: Entry(7, 2)}
+    assert len(table_of(rig).metadata.snapshots) < 2 + 4
+
+
+def test_a_snapshot_that_another_has_forgotten_ends_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 2)
+    first = held_for_long(rig)
+    stale = table_of(rig)
+    first.expire()
+    with pytest.raises(CommitFailedException, match="does not exist"):
+        table_module.expire(stale)
+
+
+def held_for_long(rig: Rig) -> OwnedTable:
+    """A table whose partition 0 is claimed and read up to offset 4, a snapshot each; there are four or more."""
+    table = OwnedTable(rig.catalog(), rig.pipeline)
+    table.claim("topic-1", {0: 0})
+    for reached in range(1, 5):
+        table.append(pa.Table.from_pylist([], table.table.schema().as_arrow()), {0: reached})
+    return table
+
+
 def test_starts_that_come_to_nothing_leave_no_trail(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start claims the table by a snapshot; a sink in a crash loop must not fill it with them."""
     monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 2)
@@ -220,6 +263,31 @@ def test_accepting_a_replaced_topic(rig: Rig) -> None:
     offsets = read_offsets(table_of(rig))
     assert offsets is not None
     assert set(offsets.topics) == {"topic-1", "topic-2"}
+
+
+def test_accepting_a_topic_that_lost_what_the_table_has(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that came after the loss have offsets that the table has passed: they are not passed over."""
+    send(rig)
+    run(rig, 16)
+    assert rig.settings.kafka is not None
+    for number in (0, 1):
+        rig.send({"n": number}, 1, event_id=f"after-{number}")
+    asked = []
+
+    def since(_: Source, partition: int, moment: float) -> int:
+        asked.append((partition, time.time() - moment))
+        return 2
+
+    monkeypatch.setattr(Source, "since", since)
+    catalog = rig.catalog()
+    # As if partition 1 had lost its end, and the two had come since.
+    OwnedTable(catalog, rig.pipeline).claim("topic-1", {0: 4, 1: 100, 2: 4, 3: 4})
+    with rig.session() as session, pytest.raises(NeedsOperatorError, match="partition 1 ends at offset 6"):
+        session.start()
+    assert accept(catalog, rig.settings.kafka, rig.pipeline) == {0: 4, 1: 2, 2: 4, 3: 4}
+    run(rig, 4)
+    assert rig.ids() == {**GOOD, "after-0": 1, "after-1": 1}
+    assert asked == [(1, pytest.approx(0.9 * 3600, abs=5))]
 
 
 def test_a_grown_topic_is_read_whole(rig: Rig) -> None:
