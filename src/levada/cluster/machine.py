@@ -2,8 +2,8 @@
 
 Run as a script by `levada.cluster.machines` with the path of a JSON file, as process 1 of a new process namespace:
 when it ends, the kernel ends everything in the machine and its mounts go with it, as when power is lost.
-It mounts what it is told, starts the programs, starts again what ends, reaps orphans and bounds the logs.
-Only the standard library is imported, so that a machine costs few megabytes.
+It sets up what it is told, such as mounts, starts the programs, starts again what ends, reaps orphans and bounds the
+logs. Only the standard library is imported, so that a machine costs few megabytes.
 """
 
 import json
@@ -55,8 +55,8 @@ class Program:
 
 
 def prepare(spec: dict[str, Any]) -> None:
-    """Mount what the machine needs and take the limits that programs and containers inherit."""
-    for argv in spec["mounts"]:
+    """Run what comes before the programs and take the limits that they and containers inherit."""
+    for argv in spec["setup"]:
         subprocess.run(argv, check=True)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -32,14 +32,17 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine runs: program name → argument vector, in the order of start; `inputs` are files they read."""
+    """What a machine runs: program name → argument vector, in the order of start; `inputs` are files they read.
+
+    `setup` are commands that come before the programs, such as mounts.
+    """
 
     name: str
     namespace: str
     cgroup: str
     directory: Path
     programs: Mapping[str, Sequence[str | Path]]
-    mounts: Sequence[Sequence[str | Path]] = ()
+    setup: Sequence[Sequence[str | Path]] = ()
     inputs: Sequence[Path] = ()
 
     @property
@@ -55,7 +58,7 @@ class Machine:
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in (SCRIPT, *self.inputs))).hexdigest()
         content = {
             "programs": {name: [str(word) for word in argv] for name, argv in self.programs.items()},
-            "mounts": [[str(word) for word in argv] for argv in self.mounts],
+            "setup": [[str(word) for word in argv] for argv in self.setup],
             "logs": str(self.logs),
             "inputs": digest,
         }

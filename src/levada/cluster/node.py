@@ -18,6 +18,14 @@ CNI_PLUGINS = Path("/usr/lib/cni")
 PRIVATE = (Path("/var/lib/kubelet"), Path("/var/log"))
 CNI_STATE = Path("/var/lib/cni")
 CAP_SYS_RESOURCE = 24
+# The links of pods of an earlier machine go when the kernel comes to it, each with the route to its pod's address. A
+# new pod may have that address by then (see CNI_STATE), and would share the route, and its end.
+_NO_LINKS = [
+    "sh",
+    "-c",
+    r"ip -oneline link show type veth | sed -n 's/^[0-9]*: \(veth[0-9a-f]*\)@.*/\1/p' |"
+    " while read -r link; do ip link delete $link || :; done",  # it may just have gone
+]
 
 
 def may_lower_oom_score() -> bool:
@@ -74,7 +82,7 @@ def machine(plan: ClusterPlan, node: NodePlan, credentials: Credentials, kuberne
             ],
             "kube-proxy": [kubernetes / "kube-proxy", f"--config={proxy}"],
         },
-        mounts=_mounts(node),
+        setup=[_NO_LINKS, *_mounts(node)],
         inputs=[containerd, kubelet, proxy, issued.kubelet, issued.proxy, issued.serving.certificate],
     )
 

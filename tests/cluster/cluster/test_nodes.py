@@ -359,6 +359,21 @@ def test_a_lost_node_is_seen_others_serve_and_it_comes_back_with_its_data(
     wait_for(lambda: not cluster.status().trouble, 60)
 
 
+def test_a_node_that_starts_again_has_no_links_of_earlier_pods(cluster: Cluster, pods: dict[int, str]) -> None:
+    """Else a new pod would share the route of an earlier one with its address, and lose it with that one's link."""
+    node = cluster.plan.nodes[0]
+    ip = ["ip", "-netns", node.name]
+    subprocess.run([*ip, "link", "add", "veth0badf00d", "type", "veth", "peer", "name", "veth1badf00d"], check=True)
+    cgroups.kill(node.cgroup)
+    assert levada("start", "1") == "no fault is in effect\n"
+    wait_for(lambda: not cluster.status().trouble, 60)
+    links = subprocess.run([*ip, "-brief", "link"], check=True, capture_output=True, text=True).stdout
+    assert "badf00d" not in links
+    assert "eth0" in links
+    url = f"http://127.0.0.1:{cluster.forward('web', 'web', 80)}/"
+    wait_for(lambda: len(pages(url)) == 3, 60)
+
+
 def test_up_undoes_every_fault(cluster: Cluster, pods: dict[int, str]) -> None:
     break_all(cluster)
     up(NAME, Console())

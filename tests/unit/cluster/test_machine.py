@@ -23,7 +23,7 @@ def test_programs_are_started_again_and_ended_well(tmp_path: Path) -> None:
     steady = "trap 'echo ended; exit 0' TERM; echo started; while :; do sleep 0.1; done"
     programs = {"short": ["sh", "-c", "echo again; exit 3"], "steady": ["sh", "-c", steady]}
     spec.write_text(
-        json.dumps({"programs": programs, "mounts": [["touch", str(tmp_path / "mounted")]], "logs": str(tmp_path)})
+        json.dumps({"programs": programs, "setup": [["touch", str(tmp_path / "mounted")]], "logs": str(tmp_path)})
     )
     with subprocess.Popen([*python(MACHINE), str(spec)], stdout=subprocess.PIPE, text=True) as machine:
         wait_for_text(tmp_path / "short.log", "again\nagain\n")
@@ -38,6 +38,6 @@ def test_programs_are_started_again_and_ended_well(tmp_path: Path) -> None:
 
 def test_a_mount_that_fails_keeps_the_machine_from_starting(tmp_path: Path) -> None:
     spec = tmp_path / "machine.json"
-    spec.write_text(json.dumps({"programs": {}, "mounts": [["false"]], "logs": str(tmp_path)}))
+    spec.write_text(json.dumps({"programs": {}, "setup": [["false"]], "logs": str(tmp_path)}))
     done = subprocess.run([*python(MACHINE), str(spec)], capture_output=True, check=False, timeout=20)
     assert done.returncode != 0
