@@ -151,9 +151,13 @@ class OwnedTable:
         try:
             # By a handle of its own: PyIceberg gives a handle that commits this the newest head whoever committed it,
             # and our next commit would pass although another sink's came between.
-            expire(self._catalog.load_table(self._table.name()))
+            fresh = self._catalog.load_table(self._table.name())
+            expire(fresh)
         except CommitFailedException:
             log.info("snapshots not expired, another commit came first", table=self._name)
+            return
+        if fresh.metadata.current_snapshot_id == self._table.metadata.current_snapshot_id:
+            self._table = fresh
 
     def _assert_own(self) -> None:
         now = (self._offsets or Offsets({})).of(self._topic_id)

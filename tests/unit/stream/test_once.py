@@ -211,6 +211,19 @@ def test_a_snapshot_that_another_has_forgotten_ends_nothing(rig: Rig, monkeypatc
         table_module.expire(stale)
 
 
+def test_forgetting_snapshots_removes_no_metadata_twice(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(table_module, "KEEP_SNAPSHOTS", 2)
+    with OwnedTable(rig.catalog(), rig.pipeline).table.transaction() as change:
+        change.set_properties({TableProperties.METADATA_PREVIOUS_VERSIONS_MAX: "2"})
+    table = held_for_long(rig)
+    for reached in range(5, 12):
+        table.expire()
+        table.append(pa.Table.from_pylist([], table.table.schema().as_arrow()), {0: reached})
+    assert [record.getMessage() for record in caplog.records if "Failed to delete" in record.getMessage()] == []
+
+
 def held_for_long(rig: Rig) -> OwnedTable:
     """A table whose partition 0 is claimed and read up to offset 4, a snapshot each; there are four or more."""
     table = OwnedTable(rig.catalog(), rig.pipeline)
