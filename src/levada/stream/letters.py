@@ -270,7 +270,6 @@ class _Sender:
         self._pipeline = pipeline
         self._failed: list[KafkaError] = []
         self._held: deque[Letter] = deque()
-        self._held_bytes = 0
         self._producer = Producer(
             {
                 **kafka.producer(),
@@ -282,7 +281,7 @@ class _Sender:
         )
 
     def add(self, letter: Letter) -> None:
-        """Send one event; its record comes with :meth:`flush`, or a few hundred events later."""
+        """Send one event; its record comes with :meth:`flush`, or some events later."""
         given = dict(letter.headers)
         headers = {"event-id": given["event-id"], "pipeline": self._pipeline.name.encode()}
         # Else the event would be of the time at which it was sent again.
@@ -295,8 +294,7 @@ class _Sender:
         partition = _BY_KEY if letter.earlier else letter.key[1]
         self._produce(self._pipeline.topic_name, partition, value, key, headers)
         self._held.append(letter)
-        self._held_bytes += len(value or b"")
-        if len(self._held) >= _BATCH or self._held_bytes >= _HELD_BYTES:
+        if len(self._held) >= _BATCH or sum(len(held.value or b"") for held in self._held) >= _HELD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -306,7 +304,6 @@ class _Sender:
             LettersError: it did not take them.
         """
         self._settle()
-        self._held_bytes = 0
         now = datetime.now(UTC).isoformat(timespec="milliseconds").encode()
         while self._held:
             letter = self._held.popleft()
